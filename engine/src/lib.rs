@@ -1,1 +1,14 @@
-//! x
+//! Pipelines as data: spec -> graph -> plan -> run; the artifact store; events.
+//!
+//! The engine knows Arrow, Parquet and timely. It knows nothing of the domain of the operators it
+//! runs: they come in through a [`Registry`](operator::Registry) and see tables, never the dataflow.
+
+pub mod error;
+pub mod harness;
+pub mod operator;
+pub mod partition;
+pub mod random;
+pub mod table;
+pub mod text;
+
+pub use error::{Error, Kind, Place, Result};
