@@ -4,11 +4,18 @@
 //! runs: they come in through a [`Registry`](operator::Registry) and see tables, never the dataflow.
 
 pub mod error;
+pub mod event;
+pub mod graph;
 pub mod harness;
+pub mod key;
 pub mod operator;
 pub mod partition;
+pub mod plan;
 pub mod random;
+pub mod spec;
+pub mod store;
 pub mod table;
 pub mod text;
+pub mod yaml;
 
 pub use error::{Error, Kind, Place, Result};
