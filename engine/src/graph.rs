@@ -59,7 +59,12 @@ pub struct Edge {
 impl Stage {
     /// The config fields that are part of the key.
     pub fn semantic_config(&self) -> Map<String, Value> {
-        let resource = |name: &str| self.entry.fields.iter().any(|field| field.name == name && field.resource);
+        let resource = |name: &str| {
+            self.entry
+                .fields
+                .iter()
+                .any(|field| field.name == name && field.resource)
+        };
         self.config
             .iter()
             .filter(|(name, _)| !resource(name))
@@ -80,9 +85,16 @@ impl Stage {
 impl Graph {
     /// Checks a whole pipeline: operators, configs, edges, schemas. Reports all problems at once.
     pub fn build(spec: &Spec, registry: &Registry, data_root: &Path) -> Result<Graph, Vec<Error>> {
-        let mut builder = Builder { spec, problems: Vec::new() };
+        let mut builder = Builder {
+            spec,
+            problems: Vec::new(),
+        };
         let graph = builder.graph(registry, data_root);
-        if builder.problems.is_empty() { Ok(graph) } else { Err(builder.problems) }
+        if builder.problems.is_empty() {
+            Ok(graph)
+        } else {
+            Err(builder.problems)
+        }
     }
 
     /// The stage of that name.
@@ -125,7 +137,9 @@ impl Builder<'_> {
             let shapes: BTreeMap<String, Shape> = edges
                 .iter()
                 .map(|(port, _, edge)| {
-                    let shape = edge.as_ref().and_then(|edge| graph.stages[edge.stage].bound.shape(&edge.output));
+                    let shape = edge
+                        .as_ref()
+                        .and_then(|edge| graph.stages[edge.stage].bound.shape(&edge.output));
                     (port.clone(), shape.cloned().unwrap_or(Shape::Unknown))
                 })
                 .collect();
@@ -134,12 +148,18 @@ impl Builder<'_> {
             for problem in binding.into_problems() {
                 let field = problem.field.as_ref().and_then(|field| {
                     let head = field.split('.').next().unwrap_or(field);
-                    stage.config.iter().find(|(key, _)| key.name == head).map(|(_, node)| node.span)
+                    stage
+                        .config
+                        .iter()
+                        .find(|(key, _)| key.name == head)
+                        .map(|(_, node)| node.span)
                 });
-                let input = problem
-                    .input
-                    .as_ref()
-                    .and_then(|input| edges.iter().find(|(port, _, _)| port == input).map(|(_, span, _)| *span));
+                let input = problem.input.as_ref().and_then(|input| {
+                    edges
+                        .iter()
+                        .find(|(port, _, _)| port == input)
+                        .map(|(_, span, _)| *span)
+                });
                 let mut error = problem.error;
                 if let (Some(name), None) = (&problem.field, field) {
                     error = error.detail(format!("\"{name}\" has its default here"));
@@ -168,10 +188,16 @@ impl Builder<'_> {
     /// Stages in topological order, ties in the order of the file; stages on a cycle are reported and left out.
     fn order(&mut self) -> Vec<usize> {
         let stages = &self.spec.stages;
-        let position: BTreeMap<&str, usize> =
-            stages.iter().enumerate().map(|(index, stage)| (stage.name.name.as_str(), index)).collect();
+        let position: BTreeMap<&str, usize> = stages
+            .iter()
+            .enumerate()
+            .map(|(index, stage)| (stage.name.name.as_str(), index))
+            .collect();
         let reads = |index: usize| {
-            stages[index].inputs.iter().filter_map(|(_, reference)| position.get(reference.stage.as_str()).copied())
+            stages[index]
+                .inputs
+                .iter()
+                .filter_map(|(_, reference)| position.get(reference.stage.as_str()).copied())
         };
         let mut order = Vec::new();
         let mut placed = vec![false; stages.len()];
@@ -186,18 +212,27 @@ impl Builder<'_> {
             let mut path = vec![start];
             let cycle = loop {
                 let last = *path.last().expect("a path has a start");
-                let next = reads(last).find(|&upstream| !placed[upstream]).expect("an unplaced stage reads one");
+                let next = reads(last)
+                    .find(|&upstream| !placed[upstream])
+                    .expect("an unplaced stage reads one");
                 if let Some(at) = path.iter().position(|&index| index == next) {
                     path.push(next);
                     break path.split_off(at);
                 }
                 path.push(next);
             };
-            let names: Vec<&str> = cycle.iter().rev().map(|&index| stages[index].name.name.as_str()).collect();
+            let names: Vec<&str> = cycle
+                .iter()
+                .rev()
+                .map(|&index| stages[index].name.name.as_str())
+                .collect();
             self.problem(
                 stages[cycle[0]].name.span,
-                Error::user("cycle", format!("stages read each other in a circle: {}", names.join(" -> ")))
-                    .hint("a stage can only read stages that do not depend on it"),
+                Error::user(
+                    "cycle",
+                    format!("stages read each other in a circle: {}", names.join(" -> ")),
+                )
+                .hint("a stage can only read stages that do not depend on it"),
             );
         }
         order
@@ -211,7 +246,10 @@ impl Builder<'_> {
             if !names().any(|name| name == key.name) {
                 let mut error = Error::user(
                     "unknown-key",
-                    format!("unknown key \"{}\" in stage \"{}\" ({})", key.name, stage.name.name, entry.name),
+                    format!(
+                        "unknown key \"{}\" in stage \"{}\" ({})",
+                        key.name, stage.name.name, entry.name
+                    ),
                 );
                 error.hint = did_you_mean(&key.name, names());
                 if error.hint.is_none() {
@@ -224,7 +262,11 @@ impl Builder<'_> {
             // Only this field differs from the defaults, so what fails to parse is this very value.
             let mut alone = entry.defaults();
             alone.insert(key.name.clone(), node.value());
-            for field in entry.fields.iter().filter(|field| field.default.is_none() && field.name != key.name) {
+            for field in entry
+                .fields
+                .iter()
+                .filter(|field| field.default.is_none() && field.name != key.name)
+            {
                 alone.remove(&field.name);
             }
             if let Err(message) = entry.make(Value::Object(alone)) {
@@ -238,7 +280,10 @@ impl Builder<'_> {
             if !stage.config.iter().any(|(key, _)| key.name == field.name) {
                 let error = Error::user(
                     "missing-key",
-                    format!("stage \"{}\" ({}) wants \"{}\"", stage.name.name, entry.name, field.name),
+                    format!(
+                        "stage \"{}\" ({}) wants \"{}\"",
+                        stage.name.name, entry.name, field.name
+                    ),
                 );
                 let first = field.about.lines().next().unwrap_or_default();
                 self.problem(stage.name.span, error.hint(format!("{}: {first}", field.name)));
@@ -250,7 +295,10 @@ impl Builder<'_> {
         match entry.make(Value::Object(config.clone())) {
             Ok(operator) => Some((config, operator)),
             Err(message) => {
-                self.problem(stage.name.span, Error::user("bad-value", format!("stage \"{}\": {message}", stage.name.name)));
+                self.problem(
+                    stage.name.span,
+                    Error::user("bad-value", format!("stage \"{}\": {message}", stage.name.name)),
+                );
                 None
             }
         }
@@ -266,7 +314,12 @@ impl Builder<'_> {
     ) -> Vec<(String, Span, Option<Edge>)> {
         let mut edges: Vec<(String, Span, Option<Edge>)> = Vec::new();
         let any = entry.inputs.iter().any(|input| input.name == ANY);
-        let named: Vec<&str> = entry.inputs.iter().map(|input| input.name).filter(|name| *name != ANY).collect();
+        let named: Vec<&str> = entry
+            .inputs
+            .iter()
+            .map(|input| input.name)
+            .filter(|name| *name != ANY)
+            .collect();
         for (port, reference) in &stage.inputs {
             let span = port.as_ref().map_or(reference.span, |port| port.span);
             let name = match port {
@@ -274,7 +327,10 @@ impl Builder<'_> {
                 Some(port) => {
                     let mut error = Error::user(
                         "unknown-input",
-                        format!("stage \"{}\" ({}) has no input \"{}\"", stage.name.name, entry.name, port.name),
+                        format!(
+                            "stage \"{}\" ({}) has no input \"{}\"",
+                            stage.name.name, entry.name, port.name
+                        ),
                     )
                     .detail(format!("it reads: {}", list(&named)));
                     error.hint = did_you_mean(&port.name, named.iter().copied());
@@ -290,7 +346,11 @@ impl Builder<'_> {
                         _ => {
                             let error = Error::user(
                                 "ambiguous-input",
-                                format!("\"{}\" reads {}, so \"input:\" does not say which", entry.name, list(&named)),
+                                format!(
+                                    "\"{}\" reads {}, so \"input:\" does not say which",
+                                    entry.name,
+                                    list(&named)
+                                ),
                             );
                             let hint = match named.first() {
                                 Some(first) => format!("write inputs: {{ {first}: {} }}", reference.stage),
@@ -303,21 +363,35 @@ impl Builder<'_> {
                 }
             };
             if edges.iter().any(|(port, _, _)| *port == name) {
-                self.problem(span, Error::user("duplicate-key", format!("input \"{name}\" is connected twice")));
+                self.problem(
+                    span,
+                    Error::user("duplicate-key", format!("input \"{name}\" is connected twice")),
+                );
                 continue;
             }
             let edge = self.resolve(name.clone(), reference, built, graph);
             edges.push((name, reference.span, edge));
         }
         for input in entry.inputs.iter().filter(|input| input.required) {
-            let missing =
-                if input.name == ANY { edges.is_empty() } else { !edges.iter().any(|(port, _, _)| port == input.name) };
-            if missing && !stage.inputs.iter().any(|(port, _)| port.is_none() && entry.inputs.len() > 1) {
+            let missing = if input.name == ANY {
+                edges.is_empty()
+            } else {
+                !edges.iter().any(|(port, _, _)| port == input.name)
+            };
+            if missing
+                && !stage
+                    .inputs
+                    .iter()
+                    .any(|(port, _)| port.is_none() && entry.inputs.len() > 1)
+            {
                 self.problem(
                     stage.name.span,
                     Error::user(
                         "missing-input",
-                        format!("stage \"{}\" ({}) wants input \"{}\"", stage.name.name, entry.name, input.name),
+                        format!(
+                            "stage \"{}\" ({}) wants input \"{}\"",
+                            stage.name.name, entry.name, input.name
+                        ),
                     )
                     .hint(format!("{}: {}", input.name, input.about)),
                 );
@@ -348,9 +422,11 @@ impl Builder<'_> {
             Some(name) if outputs.iter().any(|(output, _)| output == name) => name.clone(),
             Some(name) if !outputs.is_empty() => {
                 let names: Vec<&str> = outputs.iter().map(|(output, _)| output.as_str()).collect();
-                let mut error =
-                    Error::user("unknown-port", format!("stage \"{}\" has no output \"{name}\"", reference.stage))
-                        .detail(format!("it has: {}", list(&names)));
+                let mut error = Error::user(
+                    "unknown-port",
+                    format!("stage \"{}\" has no output \"{name}\"", reference.stage),
+                )
+                .detail(format!("it has: {}", list(&names)));
                 error.hint = did_you_mean(name, names);
                 self.problem(reference.span, error);
                 return None;
@@ -362,5 +438,9 @@ impl Builder<'_> {
 }
 
 fn list(names: &[&str]) -> String {
-    if names.is_empty() { "nothing".to_string() } else { names.join(", ") }
+    if names.is_empty() {
+        "nothing".to_string()
+    } else {
+        names.join(", ")
+    }
 }

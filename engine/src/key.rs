@@ -143,6 +143,9 @@ mod tests {
         let (old, mut new) = (preimage(json!({"size": 256})), preimage(json!({"size": 512})));
         new.version = 2;
         new.inputs.insert("input".into(), "e".into());
-        assert_eq!(differences(&old, &new), ["operator version 1 -> 2", "size 256 -> 512", "input input changed"]);
+        assert_eq!(
+            differences(&old, &new),
+            ["operator version 1 -> 2", "size 256 -> 512", "input input changed"]
+        );
     }
 }

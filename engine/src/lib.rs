@@ -12,6 +12,8 @@ pub mod operator;
 pub mod partition;
 pub mod plan;
 pub mod random;
+pub mod run;
+pub mod runtime;
 pub mod spec;
 pub mod store;
 pub mod table;

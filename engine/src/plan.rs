@@ -85,7 +85,10 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, forced: &[String]) -> Plan {
         match inputs_of(stage, |index| &stages[index].outputs) {
             _ if forced.contains(&stage.name) => planned.because.push("forced".to_string()),
             Some(inputs) => {
-                let preimage = Preimage { inputs, ..planned.alone.clone() };
+                let preimage = Preimage {
+                    inputs,
+                    ..planned.alone.clone()
+                };
                 let key = preimage.key();
                 match memory.record(&key) {
                     Some(record) => {
@@ -121,7 +124,10 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, forced: &[String]) -> Plan {
         }
         stages.push(planned);
     }
-    Plan { pipeline: graph.pipeline.clone(), stages }
+    Plan {
+        pipeline: graph.pipeline.clone(),
+        stages,
+    }
 }
 
 /// Digests of a stage's inputs by port, if all of them are known.
@@ -141,7 +147,11 @@ fn reasons(last: Option<&KeyRecord>, now: &Preimage) -> Vec<String> {
         None => vec!["never ran".to_string()],
         Some(record) => {
             let lines = differences(&record.preimage, now);
-            if lines.is_empty() { vec!["its artifact is missing".to_string()] } else { lines }
+            if lines.is_empty() {
+                vec!["its artifact is missing".to_string()]
+            } else {
+                lines
+            }
         }
     }
 }

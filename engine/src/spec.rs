@@ -63,7 +63,10 @@ impl Spec {
     /// Parses a pipeline and applies overrides. Reports all problems at once.
     pub fn parse(name: &str, text: &str, overrides: &Overrides) -> Result<Spec, Vec<Error>> {
         let mut reader = Reader {
-            sources: vec![Source { name: name.to_string(), text: text.to_string() }],
+            sources: vec![Source {
+                name: name.to_string(),
+                text: text.to_string(),
+            }],
             problems: Vec::new(),
         };
         let root = yaml::parse(0, &reader.sources[0]).map_err(|error| vec![error])?;
@@ -122,11 +125,17 @@ impl Reader {
                 },
                 "seed" => match node.value().as_u64() {
                     Some(seed) => spec.seed = seed,
-                    None => self.problem(node.span, Error::user("bad-value", "\"seed\" wants a whole number, 0 or more")),
+                    None => self.problem(
+                        node.span,
+                        Error::user("bad-value", "\"seed\" wants a whole number, 0 or more"),
+                    ),
                 },
                 "params" => match node.data {
                     Data::Map(entries) => params.extend(entries.into_iter().map(|(key, node)| (key.name, node))),
-                    _ => self.problem(node.span, Error::user("bad-value", "\"params\" wants a map of name: value")),
+                    _ => self.problem(
+                        node.span,
+                        Error::user("bad-value", "\"params\" wants a map of name: value"),
+                    ),
                 },
                 "stages" => stages = Some((key.span, node)),
                 "show" => show = Some(node),
@@ -155,7 +164,10 @@ impl Reader {
         for (_, node) in &mut stages {
             self.substitute(node, &params);
         }
-        spec.stages = stages.into_iter().filter_map(|(name, node)| self.stage(name, node)).collect();
+        spec.stages = stages
+            .into_iter()
+            .filter_map(|(name, node)| self.stage(name, node))
+            .collect();
         if let Some(mut node) = show {
             self.substitute(&mut node, &params);
             spec.show = match node.data {
@@ -178,8 +190,11 @@ impl Reader {
         let Data::Map(entries) = node.data else {
             self.problem(
                 node.span,
-                Error::user("bad-stage", format!("stage \"{}\" wants a map, this is {}", name.name, node.kind()))
-                    .hint("write { op: OPERATOR, input: STAGE, ... }"),
+                Error::user(
+                    "bad-stage",
+                    format!("stage \"{}\" wants a map, this is {}", name.name, node.kind()),
+                )
+                .hint("write { op: OPERATOR, input: STAGE, ... }"),
             );
             return None;
         };
@@ -189,8 +204,16 @@ impl Reader {
         for (key, node) in entries {
             match key.name.as_str() {
                 "op" => match node.text() {
-                    Some(text) => op = Some(Key { span: node.span, name: text.to_string() }),
-                    None => self.problem(node.span, Error::user("bad-value", "\"op\" wants the name of an operator")),
+                    Some(text) => {
+                        op = Some(Key {
+                            span: node.span,
+                            name: text.to_string(),
+                        })
+                    }
+                    None => self.problem(
+                        node.span,
+                        Error::user("bad-value", "\"op\" wants the name of an operator"),
+                    ),
                 },
                 "input" => inputs.extend(self.reference(&node).map(|reference| (None, reference))),
                 "inputs" => match node.data {
@@ -209,16 +232,27 @@ impl Reader {
             }
         }
         if op.is_none() {
-            self.problem(name.span, Error::user("missing-key", format!("stage \"{}\" has no \"op\"", name.name)));
+            self.problem(
+                name.span,
+                Error::user("missing-key", format!("stage \"{}\" has no \"op\"", name.name)),
+            );
         }
-        Some(StageSpec { op: op?, name, inputs, config })
+        Some(StageSpec {
+            op: op?,
+            name,
+            inputs,
+            config,
+        })
     }
 
     fn reference(&mut self, node: &Node) -> Option<Reference> {
         let Some(text) = node.text() else {
             self.problem(
                 node.span,
-                Error::user("bad-value", format!("an input is the name of a stage, this is {}", node.kind())),
+                Error::user(
+                    "bad-value",
+                    format!("an input is the name of a stage, this is {}", node.kind()),
+                ),
             );
             return None;
         };
@@ -226,7 +260,11 @@ impl Reader {
             Some((stage, port)) => (stage, Some(port.to_string())),
             None => (text, None),
         };
-        Some(Reference { span: node.span, stage: stage.to_string(), port })
+        Some(Reference {
+            span: node.span,
+            stage: stage.to_string(),
+            port,
+        })
     }
 
     /// Replaces `${name}`; a scalar that is nothing but `${name}` takes the parameter's own type.
@@ -268,7 +306,9 @@ impl Reader {
 
     fn override_params(&mut self, overrides: &Overrides, params: &mut BTreeMap<String, Node>) {
         for text in &overrides.params {
-            let Some((name, node)) = self.assignment("--param", text) else { continue };
+            let Some((name, node)) = self.assignment("--param", text) else {
+                continue;
+            };
             if params.contains_key(&name) {
                 params.insert(name, node);
             } else {
@@ -281,7 +321,9 @@ impl Reader {
 
     fn override_keys(&mut self, overrides: &Overrides, stages: &mut [(Key, Node)]) {
         for text in &overrides.set {
-            let Some((path, value)) = self.assignment("--set", text) else { continue };
+            let Some((path, value)) = self.assignment("--set", text) else {
+                continue;
+            };
             let mut parts = path.split('.');
             let stage = parts.next().unwrap_or_default();
             let keys: Vec<&str> = parts.collect();
@@ -304,8 +346,16 @@ impl Reader {
 
     fn assignment(&mut self, flag: &str, text: &str) -> Option<(String, Node)> {
         let source = self.sources.len();
-        self.sources.push(Source { name: flag.to_string(), text: text.to_string() });
-        let span = Span { source, line: 1, column: 1, width: text.chars().count().max(1) };
+        self.sources.push(Source {
+            name: flag.to_string(),
+            text: text.to_string(),
+        });
+        let span = Span {
+            source,
+            line: 1,
+            column: 1,
+            width: text.chars().count().max(1),
+        };
         let Some((name, value)) = text.split_once('=') else {
             self.problem(
                 span,
@@ -313,7 +363,13 @@ impl Reader {
             );
             return None;
         };
-        match yaml::parse(source, &Source { name: flag.to_string(), text: value.to_string() }) {
+        match yaml::parse(
+            source,
+            &Source {
+                name: flag.to_string(),
+                text: value.to_string(),
+            },
+        ) {
             Ok(mut node) => {
                 place_all(&mut node, span);
                 Some((name.to_string(), node))
@@ -343,11 +399,23 @@ fn set(node: &mut Node, keys: &[&str], value: Node) {
         node.data = Data::Map(Vec::new());
         return set(node, keys, value);
     };
-    let index = entries.iter().position(|(key, _)| key.name == keys[0]).unwrap_or_else(|| {
-        let key = Key { span: value.span, name: keys[0].to_string() };
-        entries.push((key, Node { span: value.span, data: Data::Scalar(Value::Null) }));
-        entries.len() - 1
-    });
+    let index = entries
+        .iter()
+        .position(|(key, _)| key.name == keys[0])
+        .unwrap_or_else(|| {
+            let key = Key {
+                span: value.span,
+                name: keys[0].to_string(),
+            };
+            entries.push((
+                key,
+                Node {
+                    span: value.span,
+                    data: Data::Scalar(Value::Null),
+                },
+            ));
+            entries.len() - 1
+        });
     match keys.len() {
         1 => entries[index].1 = value,
         _ => set(&mut entries[index].1, &keys[1..], value),
@@ -392,8 +460,14 @@ mod tests {
             params: vec!["n=7".into()],
         };
         let spec = Spec::parse("p.yaml", text, &overrides).unwrap();
-        let config: Vec<String> =
-            spec.stages[0].config.iter().map(|(key, node)| format!("{}={}", key.name, node.value())).collect();
-        assert_eq!(config, ["path=\"beauty/f.tsv\"", "k=7", "columns={\"user\":\"u\"}", "rate=0.001"]);
+        let config: Vec<String> = spec.stages[0]
+            .config
+            .iter()
+            .map(|(key, node)| format!("{}={}", key.name, node.value()))
+            .collect();
+        assert_eq!(
+            config,
+            ["path=\"beauty/f.tsv\"", "k=7", "columns={\"user\":\"u\"}", "rate=0.001"]
+        );
     }
 }

@@ -129,7 +129,10 @@ impl Store {
     /// The record of a key, if it was published and its artifacts are there.
     pub fn record(&self, key: &str) -> Option<KeyRecord> {
         let record: KeyRecord = read_json(&self.root.join("keys").join(format!("{key}.json"))).ok()?;
-        let whole = record.outputs.values().all(|digest| self.object(digest).join("manifest.json").is_file());
+        let whole = record
+            .outputs
+            .values()
+            .all(|digest| self.object(digest).join("manifest.json").is_file());
         whole.then_some(record)
     }
 
@@ -152,12 +155,16 @@ impl Store {
         }
         let parts: Vec<PathBuf> = manifest.files.iter().map(|file| folder.join(&file.name)).collect();
         for (part, file) in parts.iter().zip(&manifest.files) {
-            let bytes = fs::metadata(part).map_err(|error| Error::io("read", part, &error))?.len();
+            let bytes = fs::metadata(part)
+                .map_err(|error| Error::io("read", part, &error))?
+                .len();
             if bytes != file.bytes {
                 return Err(damaged(part, &format!("it has {bytes} bytes, not {}", file.bytes)));
             }
         }
-        let first = parts.first().ok_or_else(|| damaged(&folder, "its manifest lists no part"))?;
+        let first = parts
+            .first()
+            .ok_or_else(|| damaged(&folder, "its manifest lists no part"))?;
         let schema = read_part(first)?;
         let schema: SchemaRef = arrow::array::RecordBatchReader::schema(&schema);
         Ok(Table::Parts(schema, parts))
@@ -166,8 +173,11 @@ impl Store {
     /// Moves a finished port out of an attempt into the store and returns its digest. The move is one rename
     /// of a folder whose content is on disk; a crash leaves nothing or the whole.
     pub fn publish(&self, folder: &Path, mut manifest: Manifest) -> Result<String> {
-        let names: Vec<String> =
-            manifest.files.iter().map(|file| format!("{}\0{}", file.name, file.digest)).collect();
+        let names: Vec<String> = manifest
+            .files
+            .iter()
+            .map(|file| format!("{}\0{}", file.name, file.digest))
+            .collect();
         manifest.digest = digest(&format!("sluice {}", manifest.layout), &names.join("\n"));
         let target = self.object(&manifest.digest);
         if target.join("manifest.json").is_file() {
@@ -209,7 +219,9 @@ impl Store {
 
     /// Removes attempts of processes of this machine that are gone. Attempts are named `<pid>-...`.
     pub fn discard_abandoned(&self) {
-        let Ok(entries) = fs::read_dir(self.root.join("tmp")) else { return };
+        let Ok(entries) = fs::read_dir(self.root.join("tmp")) else {
+            return;
+        };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().to_string();
             let pid = name.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
@@ -221,9 +233,13 @@ impl Store {
 
     /// Names of runs, newest first.
     pub fn runs(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.root.join("runs")) else { return Vec::new() };
-        let mut names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().to_string()).collect();
+        let Ok(entries) = fs::read_dir(self.root.join("runs")) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().to_string())
+            .collect();
         names.sort_unstable_by(|a, b| b.cmp(a));
         names
     }
@@ -241,7 +257,10 @@ impl Store {
                 .ok()
                 .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
                 .map_or(0, |duration| duration.as_nanos());
-            let name = fs::canonicalize(path).unwrap_or_else(|_| path.clone()).to_string_lossy().to_string();
+            let name = fs::canonicalize(path)
+                .unwrap_or_else(|_| path.clone())
+                .to_string_lossy()
+                .to_string();
             let digest = match cache.get(&name) {
                 Some((bytes, time, digest)) if *bytes == metadata.len() && *time == modified => digest.clone(),
                 _ => {
@@ -268,7 +287,9 @@ impl Store {
 
 /// Columns of a schema as the manifest lists them.
 pub fn describe(shape: &Shape) -> Vec<Value> {
-    let Some(schema) = shape.schema() else { return Vec::new() };
+    let Some(schema) = shape.schema() else {
+        return Vec::new();
+    };
     let field = |field: &Arc<Field>| {
         let mut entry = Map::new();
         entry.insert("name".into(), field.name().clone().into());
@@ -289,7 +310,10 @@ pub fn type_name(kind: &DataType) -> String {
         DataType::List(item) => format!("List<{}>", type_name(item.data_type())),
         DataType::FixedSizeList(item, size) => format!("FixedSizeList<{}; {size}>", type_name(item.data_type())),
         DataType::Timestamp(unit, zone) => {
-            format!("Timestamp<{unit:?}{}>", zone.as_ref().map(|zone| format!(", {zone}")).unwrap_or_default())
+            format!(
+                "Timestamp<{unit:?}{}>",
+                zone.as_ref().map(|zone| format!(", {zone}")).unwrap_or_default()
+            )
         }
         other => other.to_string(),
     }
@@ -308,8 +332,17 @@ pub fn folder_entries(folder: &Path) -> Result<Vec<FileEntry>> {
             }
             let (bytes, digest) = hash_file(&path)?;
             sync(&path)?;
-            let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-            entries.push(FileEntry { name, bytes, digest, rows: 0 });
+            let name = path
+                .strip_prefix(folder)
+                .unwrap_or(&path)
+                .to_string_lossy()
+                .replace('\\', "/");
+            entries.push(FileEntry {
+                name,
+                bytes,
+                digest,
+                rows: 0,
+            });
         }
         sync(&current)?;
     }
@@ -345,7 +378,9 @@ pub fn write_synced(path: &Path, text: &str) -> Result<()> {
 
 /// Makes sure a file or folder is on disk.
 pub fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", path, &error))
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Error::io("sync", path, &error))
 }
 
 fn hash_file(path: &Path) -> Result<(u64, String)> {
@@ -366,7 +401,10 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
 }
 
 fn static_digest(preimage: &Preimage) -> String {
-    let alone = Preimage { inputs: BTreeMap::new(), ..preimage.clone() };
+    let alone = Preimage {
+        inputs: BTreeMap::new(),
+        ..preimage.clone()
+    };
     alone.key()
 }
 

@@ -120,14 +120,21 @@ pub fn parse(source: usize, text: &Source) -> Result<Node, Error> {
             Event::StreamEnd => break,
             Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
             _ if root.is_some() => {
-                return Err(Error::user("bad-yaml", "a pipeline is one YAML document; here a second one starts")
-                    .at(text.place(reader.span(&span, 1))));
+                return Err(
+                    Error::user("bad-yaml", "a pipeline is one YAML document; here a second one starts")
+                        .at(text.place(reader.span(&span, 1))),
+                );
             }
             event => root = Some(reader.node(event, span)?),
         }
     }
     Ok(root.unwrap_or(Node {
-        span: Span { source, line: 1, column: 1, width: 1 },
+        span: Span {
+            source,
+            line: 1,
+            column: 1,
+            width: 1,
+        },
         data: Data::Scalar(Value::Null),
     }))
 }
@@ -145,9 +152,16 @@ impl<'a> Reader<'a> {
             Some(Ok(pair)) => Ok(pair),
             Some(Err(error)) => {
                 let mark = *error.marker();
-                Err(Error::user("bad-yaml", format!("this is not valid YAML: {}", error.info())).at(self.text.place(
-                    Span { source: self.source, line: mark.line(), column: mark.col() + 1, width: 1 },
-                )))
+                Err(
+                    Error::user("bad-yaml", format!("this is not valid YAML: {}", error.info())).at(self.text.place(
+                        Span {
+                            source: self.source,
+                            line: mark.line(),
+                            column: mark.col() + 1,
+                            width: 1,
+                        },
+                    )),
+                )
             }
             None => Ok((Event::StreamEnd, ParserSpan::default())),
         }
@@ -159,14 +173,29 @@ impl<'a> Reader<'a> {
         } else {
             width
         };
-        Span { source: self.source, line: span.start.line(), column: span.start.col() + 1, width: width.max(1) }
+        Span {
+            source: self.source,
+            line: span.start.line(),
+            column: span.start.col() + 1,
+            width: width.max(1),
+        }
     }
 
     fn node(&mut self, event: Event<'a>, at: ParserSpan) -> Result<Node, Error> {
         let (node, anchor) = match event {
             Event::Scalar(text, style, anchor, _) => {
-                let value = if style == ScalarStyle::Plain { plain(&text) } else { Value::String(text.to_string()) };
-                (Node { span: self.span(&at, text.chars().count()), data: Data::Scalar(value) }, anchor)
+                let value = if style == ScalarStyle::Plain {
+                    plain(&text)
+                } else {
+                    Value::String(text.to_string())
+                };
+                (
+                    Node {
+                        span: self.span(&at, text.chars().count()),
+                        data: Data::Scalar(value),
+                    },
+                    anchor,
+                )
             }
             Event::SequenceStart(anchor, _) => {
                 let mut items = Vec::new();
@@ -177,7 +206,13 @@ impl<'a> Reader<'a> {
                     }
                     items.push(self.node(event, at)?);
                 }
-                (Node { span: self.span(&at, 1), data: Data::List(items) }, anchor)
+                (
+                    Node {
+                        span: self.span(&at, 1),
+                        data: Data::List(items),
+                    },
+                    anchor,
+                )
             }
             Event::MappingStart(anchor, _) => {
                 let mut entries: Vec<(Key, Node)> = Vec::new();
@@ -196,23 +231,36 @@ impl<'a> Reader<'a> {
                         }
                     };
                     if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == name) {
-                        return Err(Error::user("duplicate-key", format!("the key \"{name}\" stands here twice"))
-                            .at(self.text.place(key.span))
-                            .detail(format!("the first one is on line {}", first.span.line))
-                            .hint("remove or rename one of them"));
+                        return Err(
+                            Error::user("duplicate-key", format!("the key \"{name}\" stands here twice"))
+                                .at(self.text.place(key.span))
+                                .detail(format!("the first one is on line {}", first.span.line))
+                                .hint("remove or rename one of them"),
+                        );
                     }
                     let (event, at) = self.next()?;
                     let value = self.node(event, at)?;
                     entries.push((Key { span: key.span, name }, value));
                 }
-                (Node { span: self.span(&at, 1), data: Data::Map(entries) }, anchor)
+                (
+                    Node {
+                        span: self.span(&at, 1),
+                        data: Data::Map(entries),
+                    },
+                    anchor,
+                )
             }
             Event::Alias(id) => {
                 let found = self.anchors.iter().rev().find(|(anchor, _)| *anchor == id);
                 return match found {
-                    Some((_, node)) => Ok(Node { span: self.span(&at, 1), data: node.data.clone() }),
-                    None => Err(Error::user("bad-yaml", "this alias names no anchor")
-                        .at(self.text.place(self.span(&at, 1)))),
+                    Some((_, node)) => Ok(Node {
+                        span: self.span(&at, 1),
+                        data: node.data.clone(),
+                    }),
+                    None => {
+                        Err(Error::user("bad-yaml", "this alias names no anchor")
+                            .at(self.text.place(self.span(&at, 1))))
+                    }
                 };
             }
             _ => return Err(Error::user("bad-yaml", "unexpected end of YAML").at(self.text.place(self.span(&at, 1)))),
@@ -244,7 +292,9 @@ pub fn plain(text: &str) -> Value {
     }
     let numeric = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && digits.bytes().any(|byte| byte.is_ascii_digit())
-        && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
+        && digits
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
     if numeric
         && let Ok(number) = text.parse::<f64>()
         && let Some(number) = Number::from_f64(number)
@@ -259,12 +309,19 @@ mod tests {
     use super::*;
 
     fn source(text: &str) -> Source {
-        Source { name: "p.yaml".into(), text: text.into() }
+        Source {
+            name: "p.yaml".into(),
+            text: text.into(),
+        }
     }
 
     #[test]
     fn scalars_follow_the_core_schema() {
-        let tree = parse(0, &source("{a: 1e-3, b: 5, c: 'x', d: yes, e: ~, f: -2, g: 1.5, h: 2026-11-22, i: true}")).unwrap();
+        let tree = parse(
+            0,
+            &source("{a: 1e-3, b: 5, c: 'x', d: yes, e: ~, f: -2, g: 1.5, h: 2026-11-22, i: true}"),
+        )
+        .unwrap();
         assert_eq!(
             tree.value().to_string(),
             r#"{"a":0.001,"b":5,"c":"x","d":"yes","e":null,"f":-2,"g":1.5,"h":"2026-11-22","i":true}"#
@@ -277,8 +334,14 @@ mod tests {
         let Data::Map(top) = tree.data else { panic!() };
         let Data::Map(stages) = &top[0].1.data else { panic!() };
         let Data::Map(core) = &stages[0].1.data else { panic!() };
-        assert_eq!((core[1].0.span.line, core[1].0.span.column, core[1].0.span.width), (2, 29, 1));
-        assert_eq!((core[0].1.span.line, core[0].1.span.column, core[0].1.span.width), (2, 15, 12));
+        assert_eq!(
+            (core[1].0.span.line, core[1].0.span.column, core[1].0.span.width),
+            (2, 29, 1)
+        );
+        assert_eq!(
+            (core[0].1.span.line, core[0].1.span.column, core[0].1.span.width),
+            (2, 15, 12)
+        );
     }
 
     #[test]

@@ -22,7 +22,10 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(limit: usize) -> Self {
-        Budget { held: Rc::default(), limit }
+        Budget {
+            held: Rc::default(),
+            limit,
+        }
     }
 }
 
@@ -41,7 +44,14 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// An empty buffer that spills to `path`.
     pub(crate) fn new(budget: &Budget, path: PathBuf) -> Self {
-        Buffer { budget: budget.clone(), path, held: 0, memory: Vec::new(), spilled: Vec::new(), writer: None }
+        Buffer {
+            budget: budget.clone(),
+            path,
+            held: 0,
+            memory: Vec::new(),
+            spilled: Vec::new(),
+            writer: None,
+        }
     }
 
     /// Adds a parcel; spills this buffer if all buffers together exceed the budget.
@@ -52,7 +62,11 @@ impl Buffer {
         }
         self.held += bytes;
         self.budget.held.set(self.budget.held.get() + bytes);
-        if self.budget.held.get() > self.budget.limit { self.spill() } else { Ok(()) }
+        if self.budget.held.get() > self.budget.limit {
+            self.spill()
+        } else {
+            Ok(())
+        }
     }
 
     /// All rows in canonical order; the buffer is empty afterwards.
@@ -112,12 +126,23 @@ mod tests {
             let mut buffer = Buffer::new(&budget, folder.path().join("spill"));
             for (part, seq) in [(1, 1), (0, 2), (1, 0), (0, 0), (0, 1)] {
                 let batch = crate::text::parse(&format!("x\n{part}{seq}")).unwrap();
-                buffer.push(Parcel { to: 0, port: 0, part, seq, batches: vec![batch] }).unwrap();
+                buffer
+                    .push(Parcel {
+                        to: 0,
+                        port: 0,
+                        part,
+                        seq,
+                        batches: vec![batch],
+                    })
+                    .unwrap();
             }
             let rows = buffer.take().unwrap();
             let schema = rows[0].schema();
             let text = crate::text::render(&arrow::compute::concat_batches(&schema, &rows).unwrap()).unwrap();
-            assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["x", "00", "01", "02", "10", "11"]);
+            assert_eq!(
+                text.split_whitespace().collect::<Vec<_>>(),
+                ["x", "00", "01", "02", "10", "11"]
+            );
             assert_eq!(budget.held.get(), 0);
         }
     }

@@ -11,7 +11,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::probe::{Handle, Probe};
 
-use super::buffer::{Buffer, Budget};
+use super::buffer::{Budget, Buffer};
 use super::parcel::Parcel;
 use super::source::Parcels;
 use super::stage::StageRun;
@@ -21,7 +21,12 @@ use crate::partition::partition_of_rows;
 use crate::table::Table;
 
 /// Splits parcels by partition; `port` is the index of the input port they feed.
-pub(crate) fn route<'scope>(input: Parcels<'scope>, run: &StageRun, port: u16, columns: Vec<String>) -> Parcels<'scope> {
+pub(crate) fn route<'scope>(
+    input: Parcels<'scope>,
+    run: &StageRun,
+    port: u16,
+    columns: Vec<String>,
+) -> Parcels<'scope> {
     let run = run.clone();
     input.unary(Pipeline, "route", move |_, _| {
         move |input, output| {
@@ -113,7 +118,10 @@ pub(crate) fn by<'scope>(
                     };
                     tables.insert(name, Table::Batches(schema.clone(), batches));
                 }
-                let context = Context { partition: Some(partition as usize), ..run.context.clone() };
+                let context = Context {
+                    partition: Some(partition as usize),
+                    ..run.context.clone()
+                };
                 let outputs = stage.operator.run(&context, tables)?;
                 run.parcels(partition as u32, 0, &outputs)
             });

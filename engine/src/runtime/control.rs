@@ -52,25 +52,37 @@ impl Control {
                 }
             })
             .container::<Vec<(usize, Message)>>()
-            .sink(Exchange::new(|message: &(usize, Message)| message.0 as u64), "inbox", move |(input, _)| {
-                input.for_each(|_, data| {
-                    for (_, message) in data.drain(..) {
-                        match message {
-                            Message::Command(command) => command_inbox.borrow_mut().push_back(command),
-                            Message::Report(report) => report_inbox.borrow_mut().push_back(report),
+            .sink(
+                Exchange::new(|message: &(usize, Message)| message.0 as u64),
+                "inbox",
+                move |(input, _)| {
+                    input.for_each(|_, data| {
+                        for (_, message) in data.drain(..) {
+                            match message {
+                                Message::Command(command) => command_inbox.borrow_mut().push_back(command),
+                                Message::Report(report) => report_inbox.borrow_mut().push_back(report),
+                            }
                         }
-                    }
-                });
-            });
+                    });
+                },
+            );
         });
         let address = address.borrow().clone().expect("the source was built");
-        Control { peers: worker.peers(), outbox, commands, reports, activator: worker.activator_for(address) }
+        Control {
+            peers: worker.peers(),
+            outbox,
+            commands,
+            reports,
+            activator: worker.activator_for(address),
+        }
     }
 
     /// Sends a command to every worker.
     pub(crate) fn command(&self, command: Command) {
         for worker in 0..self.peers {
-            self.outbox.borrow_mut().push_back((worker, Message::Command(command.clone())));
+            self.outbox
+                .borrow_mut()
+                .push_back((worker, Message::Command(command.clone())));
         }
         self.activator.activate();
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt64Array};
+use arrow::array::{AsArray, BooleanArray, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, filter_record_batch, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
@@ -18,7 +18,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::probe::{Handle, Probe};
 
-use super::buffer::{Buffer, Budget};
+use super::buffer::{Budget, Buffer};
 use super::by::split;
 use super::parcel::Parcel;
 use super::source::Parcels;
@@ -60,10 +60,8 @@ pub(crate) fn fixpoint<'scope>(
     let (results, result_stream) = builder.new_output::<Vec<Parcel>>();
     let (drops, drop_stream) = builder.new_output::<Vec<Parcel>>();
     // Shows how far the rows are consumed; not connected to the loop, which must not hold the source back.
-    let (_acks, ack_stream) = builder.new_output_connection::<Vec<()>, _>([(
-        0,
-        timely::progress::Antichain::from_elem(Default::default()),
-    )]);
+    let (_acks, ack_stream) =
+        builder.new_output_connection::<Vec<()>, _>([(0, timely::progress::Antichain::from_elem(Default::default()))]);
     let mut results = OutputBuilder::from(results);
     let mut drops = OutputBuilder::from(drops);
     let activator = scope.activator_for(builder.operator_info().address);
@@ -170,12 +168,18 @@ struct Loaded {
 impl State {
     fn receive(&mut self, parcel: Parcel) -> Result<()> {
         for batch in &parcel.batches {
-            self.keys.entry(parcel.to).or_default().push(key_part(batch, &self.sides)?);
+            self.keys
+                .entry(parcel.to)
+                .or_default()
+                .push(key_part(batch, &self.sides)?);
         }
         if parcel.port == 0 {
             let path = self.run.context.attempt.join(format!("spill/{}.arrow", parcel.to));
             let budget = &self.budget;
-            self.rows.entry(parcel.to).or_insert_with(|| Buffer::new(budget, path)).push(parcel)?;
+            self.rows
+                .entry(parcel.to)
+                .or_insert_with(|| Buffer::new(budget, path))
+                .push(parcel)?;
         }
         Ok(())
     }
@@ -197,7 +201,9 @@ impl State {
         if !self.keys.is_empty() {
             self.load()?;
         }
-        let Some(loaded) = self.loaded.get_mut(&parcel.to) else { return Ok(()) };
+        let Some(loaded) = self.loaded.get_mut(&parcel.to) else {
+            return Ok(());
+        };
         let all = tags(&loaded.keys);
         for batch in &parcel.batches {
             for tag in tags(batch).values() {
@@ -213,7 +219,9 @@ impl State {
     fn evaluate(&mut self, places: BTreeSet<u64>) -> Result<Vec<Parcel>> {
         let mut dropped = Vec::new();
         for place in places {
-            let Some(loaded) = self.loaded.get_mut(&place) else { continue };
+            let Some(loaded) = self.loaded.get_mut(&place) else {
+                continue;
+            };
             let side = place as usize / PARTITIONS;
             let alive = filter_record_batch(&loaded.keys, &BooleanArray::from(loaded.alive.clone()))?;
             let context = Context {
@@ -237,7 +245,13 @@ impl State {
             }
             let gone = filter_record_batch(&alive, &BooleanArray::from(gone))?;
             for (other, columns) in self.sides.iter().enumerate().filter(|(other, _)| *other != side) {
-                let parcel = Parcel { to: 0, port: 0, part: 0, seq: 0, batches: vec![gone.clone()] };
+                let parcel = Parcel {
+                    to: 0,
+                    port: 0,
+                    part: 0,
+                    seq: 0,
+                    batches: vec![gone.clone()],
+                };
                 for mut piece in split(parcel, other as u16, columns)? {
                     piece.to += (other * PARTITIONS) as u64;
                     dropped.push(piece);
@@ -249,7 +263,9 @@ impl State {
 
     /// The rows that are left in the next partition of side 0.
     fn next_result(&mut self) -> Result<Option<Vec<Parcel>>> {
-        let Some((partition, mut buffer)) = self.rows.pop_first() else { return Ok(None) };
+        let Some((partition, mut buffer)) = self.rows.pop_first() else {
+            return Ok(None);
+        };
         let loaded = self.loaded.remove(&partition);
         let loaded = loaded.ok_or_else(|| Error::internal("rows without keys in a fixpoint"))?;
         let alive: BTreeSet<u64> = tags(&loaded.keys)
@@ -261,7 +277,11 @@ impl State {
             .collect();
         let mut batches = Vec::new();
         for batch in buffer.take()? {
-            let mask: BooleanArray = tags(&batch).values().iter().map(|tag| Some(alive.contains(tag))).collect();
+            let mask: BooleanArray = tags(&batch)
+                .values()
+                .iter()
+                .map(|tag| Some(alive.contains(tag)))
+                .collect();
             let left = filter_record_batch(&batch, &mask)?;
             let columns: Vec<usize> = (0..left.num_columns() - 1).collect();
             batches.push(left.project(&columns)?);
@@ -290,9 +310,19 @@ fn deal(parcel: Parcel, sides: &[Vec<String>]) -> Result<Vec<Parcel>> {
     for (side, columns) in sides.iter().enumerate() {
         let batches = match side {
             0 => tagged.clone(),
-            _ => tagged.iter().map(|batch| key_part(batch, sides)).collect::<Result<_>>()?,
+            _ => tagged
+                .iter()
+                .map(|batch| key_part(batch, sides))
+                .collect::<Result<_>>()?,
         };
-        for mut piece in split(Parcel { batches, ..parcel.clone() }, side as u16, columns)? {
+        for mut piece in split(
+            Parcel {
+                batches,
+                ..parcel.clone()
+            },
+            side as u16,
+            columns,
+        )? {
             piece.to += (side * PARTITIONS) as u64;
             pieces.push(piece);
         }

@@ -68,7 +68,11 @@ pub(crate) enum Report {
     /// A stage tells how far it is.
     Progress { stage: usize, progress: Progress },
     /// A part of a table is on disk.
-    Part { stage: usize, port: usize, entry: FileEntry },
+    Part {
+        stage: usize,
+        port: usize,
+        entry: FileEntry,
+    },
     /// A worker wrote all of its parts of a stage.
     WriterDone { stage: usize, busy_seconds: f64 },
     /// A stage failed.

@@ -6,7 +6,6 @@ use timely::dataflow::operators::probe::{Handle, Probe};
 
 use super::source::Parcels;
 use super::stage::StageRun;
-use crate::operator::BLOCKS;
 use crate::table::{Table, Tables};
 
 /// Calls the operator with every parcel of `input` at `port`. Parcels are dealt to workers by their place.
@@ -21,8 +20,7 @@ pub(crate) fn rows<'scope>(input: Parcels<'scope>, run: &StageRun, port: &str, a
                         let parcels = run.call(|stage| {
                             let mut tables = run.broadcast.clone();
                             if let Some(first) = parcel.batches.first() {
-                                let schema = if port == BLOCKS { first.schema() } else { input_schema(stage, &port, first) };
-                                tables.insert(&port, Table::Batches(schema, parcel.batches.clone()));
+                                tables.insert(&port, Table::Batches(first.schema(), parcel.batches.clone()));
                                 let outputs = stage.operator.run(&run.context, tables)?;
                                 run.parcels(parcel.part, parcel.seq, &outputs)
                             } else {
@@ -38,12 +36,4 @@ pub(crate) fn rows<'scope>(input: Parcels<'scope>, run: &StageRun, port: &str, a
             }
         })
         .probe_with(acks)
-}
-
-fn input_schema(
-    _stage: &crate::graph::Stage,
-    _port: &str,
-    first: &arrow::array::RecordBatch,
-) -> arrow::datatypes::SchemaRef {
-    first.schema()
 }

@@ -74,11 +74,16 @@ pub(crate) fn parts<'scope>(
     emit(scope, run, acks, move || {
         loop {
             if open.is_none() {
-                let Some((part, path)) = mine.pop_front() else { return Ok(None) };
+                let Some((part, path)) = mine.pop_front() else {
+                    return Ok(None);
+                };
                 let reader = read_part(&path)?.map(move |batch| {
                     batch.map_err(|error| {
-                        Error::data("damaged-artifact", format!("cannot read \"{}\": {error}", path.display()))
-                            .hint("remove the artifact's folder; the next run makes it anew")
+                        Error::data(
+                            "damaged-artifact",
+                            format!("cannot read \"{}\": {error}", path.display()),
+                        )
+                        .hint("remove the artifact's folder; the next run makes it anew")
                     })
                 });
                 open = Some((part, 0, Box::new(reader)));
@@ -87,7 +92,13 @@ pub(crate) fn parts<'scope>(
             match reader.next().transpose()? {
                 None => open = None,
                 Some(batch) => {
-                    let parcel = Parcel { to: u64::from(*part), port: 0, part: *part, seq: *seq, batches: vec![batch] };
+                    let parcel = Parcel {
+                        to: u64::from(*part),
+                        port: 0,
+                        part: *part,
+                        seq: *seq,
+                        batches: vec![batch],
+                    };
                     *seq += 1;
                     return Ok(Some(parcel));
                 }
@@ -99,7 +110,9 @@ pub(crate) fn parts<'scope>(
 /// The number in `part-00003.parquet`.
 pub(crate) fn part_number(path: &std::path::Path) -> u32 {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.strip_prefix("part-").and_then(|number| number.parse().ok()).unwrap_or(0)
+    stem.strip_prefix("part-")
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 fn emit<'scope>(

@@ -65,7 +65,10 @@ impl StageRun {
     /// Tells the coordinator that the stage failed.
     pub(crate) fn fail(&self, error: Error) {
         if !self.failed.replace(true) {
-            self.control.report(Report::Failed { stage: self.index, error });
+            self.control.report(Report::Failed {
+                stage: self.index,
+                error,
+            });
         }
     }
 
@@ -89,7 +92,10 @@ impl StageRun {
         let mut told = self.told.borrow_mut();
         if told.elapsed().as_millis() >= 100 {
             *told = Instant::now();
-            self.control.report(Report::Progress { stage: self.index, progress: progress() });
+            self.control.report(Report::Progress {
+                stage: self.index,
+                progress: progress(),
+            });
         }
     }
 
@@ -102,7 +108,13 @@ impl StageRun {
                 true => self.conform(name, schema, outputs.table(name)?)?,
                 false => Vec::new(),
             };
-            parcels.push(Parcel { to: u64::from(part), port: port as u16, part, seq, batches });
+            parcels.push(Parcel {
+                to: u64::from(part),
+                port: port as u16,
+                part,
+                seq,
+                batches,
+            });
         }
         Ok(parcels)
     }
