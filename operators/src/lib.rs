@@ -1,10 +1,14 @@
 //! Every step of an experiment, one file each; `schema` is the column vocabulary, `registry` the list.
 
+pub mod formats;
+pub mod ingest_interactions;
 pub mod schema;
+#[cfg(test)]
+mod testdata;
 
 use sluice_engine::operator::Registry;
 
 /// All operators of the house.
 pub fn registry() -> Registry {
-    Registry::new()
+    Registry::new().with::<ingest_interactions::IngestInteractions>()
 }

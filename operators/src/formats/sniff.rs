@@ -1,0 +1,94 @@
+//! What a file is, by the beginning of its content.
+
+use serde_json::Value;
+
+use super::delimited::first_row;
+use super::python;
+
+/// What the beginning of a file looks like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sniffed {
+    /// Parquet's magic bytes.
+    Parquet,
+    /// An object (JSON, or a Python dict literal) on the first line, with these keys; whether it is Python.
+    Lines(Vec<String>, bool),
+    /// One JSON object from ids to lists or objects.
+    Object,
+    /// Cells apart by this delimiter; the first row.
+    Cells(String, Vec<String>),
+    /// Words apart by blanks.
+    Words,
+    /// None of these.
+    Unknown,
+}
+
+/// Looks at the first line that is not blank: `{` is an object, alone on its line if its values are no lists or objects
+/// all over; else the first delimiter of `::`, tab, three or more `|`, `,`, `;`; else blanks.
+pub fn sniff(head: &[u8]) -> Sniffed {
+    if head.starts_with(b"PAR1") {
+        return Sniffed::Parquet;
+    }
+    let text = String::from_utf8_lossy(head);
+    let text = text.trim_start();
+    let line = text.lines().next().unwrap_or_default().trim_end();
+    if line.starts_with('{') {
+        return match python::parse(line) {
+            Ok(Value::Object(map)) if map.is_empty() || !map.values().all(nested) => {
+                let json = serde_json::from_str::<Value>(line).is_ok();
+                Sniffed::Lines(map.keys().cloned().collect(), !json && line.starts_with("{'"))
+            }
+            Ok(_) => Sniffed::Object,
+            Err(_) if line.len() > 1 && text.len() > line.len() && !line.ends_with(['{', '[', ',']) => {
+                Sniffed::Lines(Vec::new(), line.starts_with("{'"))
+            }
+            Err(_) => Sniffed::Object,
+        };
+    }
+    let delimiter = match () {
+        () if line.contains("::") => "::",
+        () if line.contains('\t') => "\t",
+        () if line.matches('|').count() >= 3 => "|",
+        () if line.contains(',') => ",",
+        () if line.contains(';') => ";",
+        () if line.split_whitespace().count() >= 2 && !line.starts_with(['[', '<']) => return Sniffed::Words,
+        () => return Sniffed::Unknown,
+    };
+    Sniffed::Cells(delimiter.to_string(), first_row(head, delimiter, delimiter == ","))
+}
+
+/// Whether all cells are numbers, so that they name no columns.
+pub fn numeric(cells: &[String]) -> bool {
+    cells.iter().all(|cell| cell.parse::<f64>().is_ok())
+}
+
+fn nested(value: &Value) -> bool {
+    value.is_array() || value.is_object()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_lines() {
+        let keys = |keys: &[&str]| keys.iter().map(|key| key.to_string()).collect::<Vec<_>>();
+        assert_eq!(sniff(b"PAR1xx"), Sniffed::Parquet);
+        assert_eq!(sniff(b"{\"asin\": 1}\n{"), Sniffed::Lines(keys(&["asin"]), false));
+        assert_eq!(sniff(b"{'asin': 'x'}\n"), Sniffed::Lines(keys(&["asin"]), true));
+        assert_eq!(sniff(b"{\n \"0\": [\n"), Sniffed::Object);
+        assert_eq!(sniff(b"{\"0\": [1, 2], \"1\": [3"), Sniffed::Object);
+        assert_eq!(sniff(b"{\"0\": {\"title\": \"x\"}}"), Sniffed::Object);
+        assert_eq!(
+            sniff(b"1::2::3::4\n"),
+            Sniffed::Cells("::".into(), keys(&["1", "2", "3", "4"]))
+        );
+        assert_eq!(sniff(b"a\tb\n"), Sniffed::Cells("\t".into(), keys(&["a", "b"])));
+        assert_eq!(
+            sniff(b"\na,\"b,c\"\r\n"),
+            Sniffed::Cells(",".into(), keys(&["a", "b,c"]))
+        );
+        assert_eq!(sniff(b"1 2 3\n"), Sniffed::Words);
+        assert_eq!(sniff(b"[1, 2]"), Sniffed::Cells(",".into(), keys(&["[1", "2]"])));
+        assert_eq!(sniff(b"word\n"), Sniffed::Unknown);
+    }
+}

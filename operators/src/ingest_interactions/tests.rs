@@ -1,0 +1,403 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use sluice_engine::harness::Harness;
+use sluice_engine::text::render;
+
+use super::*;
+use crate::schema::{numbers, strings};
+use crate::testdata;
+
+/// Writes a file and ingests it.
+struct Case {
+    folder: tempfile::TempDir,
+    config: IngestInteractions,
+}
+
+fn case(file: &str, content: &[u8]) -> Case {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(file), content).unwrap();
+    let config = IngestInteractions {
+        path: Paths::One(file.into()),
+        ..Default::default()
+    };
+    Case { folder, config }
+}
+
+impl Case {
+    fn with(mut self, set: impl FnOnce(&mut IngestInteractions)) -> Self {
+        set(&mut self.config);
+        self
+    }
+
+    fn tables(&self) -> Result<Tables> {
+        let harness = Harness {
+            data_root: self.folder.path().into(),
+            ..Default::default()
+        };
+        harness.run(&self.config, &[])
+    }
+
+    fn out(&self) -> String {
+        let batch = self.tables().unwrap().batch(OUT).unwrap();
+        // times as milliseconds
+        let mut columns = batch.columns().to_vec();
+        columns[2] = arrow::compute::cast(&columns[2], &DataType::Int64).unwrap();
+        let names = batch
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.name().clone())
+            .collect::<Vec<_>>();
+        render(
+            &RecordBatch::try_from_iter_with_nullable(
+                names
+                    .into_iter()
+                    .zip(columns)
+                    .map(|(name, column)| (name, column, true)),
+            )
+            .unwrap(),
+        )
+        .unwrap()
+    }
+
+    fn rejects(&self) -> String {
+        render(&self.tables().unwrap().batch(REJECTS).unwrap()).unwrap()
+    }
+
+    fn error(&self) -> String {
+        self.tables().unwrap_err().to_string()
+    }
+}
+
+fn gz(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+const TWO_ROWS: &str = "\
+user_id  item_id  timestamp      rating  position
+u1       i1       1318896000000  4.5     2
+u2       i2       1318896001000  null    3
+";
+
+#[test]
+fn csv_in_all_its_clothes() {
+    for content in [
+        &b"user_id,item_id,timestamp,rating\nu1,i1,1318896000,4.5\nu2,i2,1318896001,\n"[..],
+        b"\xEF\xBB\xBFuserId,movieId,rating,timestamp\r\nu1,i1,4.5,1318896000\r\nu2,i2,,1318896001\r\n",
+        b"item,user,extra,overall,time\n i1 , u1,\"a, \"\"b\",4.5,1318896000000\n\"i2\",u2,,,2011-10-18T00:00:01Z",
+    ] {
+        assert_eq!(case("x.csv", content).out(), TWO_ROWS);
+        assert_eq!(case("x.csv.gz", &gz(content)).out(), TWO_ROWS);
+    }
+    let members = [
+        gz(b"user,item,time,score\nu1,i1,1318896000,4.5\n"),
+        gz(b"u2,i2,1318896001,\n"),
+    ]
+    .concat();
+    assert_eq!(case("x.csv.gz", &members).out(), TWO_ROWS);
+}
+
+#[test]
+fn columns_delimiters_and_headers() {
+    let mapped = case("x.txt", b"who;what;when;how\nu1;i1;1318896000;4.5\nu2;i2;1318896001;\n").with(|config| {
+        config.format = Format::Csv;
+        config.delimiter = ";".into();
+        config.columns = InteractionColumns {
+            user_id: "who".into(),
+            item_id: "what".into(),
+            timestamp: "when".into(),
+            rating: "how".into(),
+        };
+    });
+    assert_eq!(mapped.out(), TWO_ROWS);
+    let bare = case("x.csv", b"i1,u1,4.5,1318896000\n\ni2,u2,,1318896001\n").with(|config| {
+        config.header = false;
+        config.columns.user_id = "2".into();
+        config.columns.item_id = "1".into();
+    });
+    let positions_from_1 = TWO_ROWS.replace("4.5     2", "4.5     1");
+    assert_eq!(bare.out(), positions_from_1);
+}
+
+#[test]
+fn formats_of_the_field_are_told_by_their_first_line() {
+    let first_line = TWO_ROWS
+        .replace("null    3", "null    2")
+        .replace("4.5     2", "4.5     1");
+    for content in [
+        "{\"reviewerID\": \"u1\", \"asin\": \"i1\", \"overall\": 4.5, \"style\": {\"a\": [1]}, \"unixReviewTime\": 1318896000}\n{\"asin\": \"i2\", \"reviewerID\": \"u2\", \"unixReviewTime\": 1318896001}\n",
+        "{'reviewerID': 'u1', 'asin': 'i1', 'reviewText': \"It's\", 'overall': 4.5, 'unixReviewTime': 1318896000}\n{'reviewerID': 'u2', 'asin': 'i2', 'overall': None, 'unixReviewTime': 1318896001}\n",
+        "{\"user_id\": \"u1\", \"asin\": \"x\", \"parent_asin\": \"i1\", \"rating\": 4.5, \"timestamp\": 1318896000000}\n{\"user_id\": \"u2\", \"asin\": \"x\", \"parent_asin\": \"i2\", \"rating\": null, \"timestamp\": 1318896001000}\n",
+        "{\"user\": \"u1\", \"item\": \"i1\", \"score\": 4.5, \"time\": \"2011-10-18\"}\n{\"user\": \"u2\", \"item\": \"i2\", \"time\": 1318896001.0}\n",
+    ] {
+        assert_eq!(case("x.json", content.as_bytes()).out(), first_line);
+    }
+    let recbole = "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\ti1\t4.5\t1318896000.0\nu2\ti2\t\t1.318896001e9\n";
+    assert_eq!(case("x.inter", recbole.as_bytes()).out(), TWO_ROWS);
+    for movielens in [
+        "1\t2\t3\t881250949\n4\t5\t6\t881250950\n",
+        "1::2::3::881250949\n4::5::6::881250950\n",
+    ] {
+        assert_eq!(
+            case("u.data", movielens.as_bytes()).out(),
+            "user_id  item_id  timestamp     rating  position\n1        2        881250949000  3.0     1\n4        5        881250950000  6.0     2\n"
+        );
+    }
+    for sequences in [
+        "7 i1 i2\n8 i1\n",
+        "{\"7\": [\"i1\", \"i2\"], \"8\": [\"i1\"]}",
+        "{\n\"7\": [\n\"i1\",\"i2\"],\n\"8\": [\"i1\"]\n}\n",
+    ] {
+        assert_eq!(
+            case("x.txt", sequences.as_bytes()).out(),
+            "user_id  item_id  timestamp  rating  position\n7        i1       null       null    65537\n7        i2       null       null    65538\n8        i1       null       null    131073\n"
+        );
+    }
+}
+
+#[test]
+fn variants_of_amazon_2023_by_asin() {
+    let rows = "{\"user_id\": \"u1\", \"asin\": \"x\", \"parent_asin\": \"i1\", \"rating\": 5, \"timestamp\": 1318896000000}\n";
+    let case = case("x.jsonl", rows.as_bytes()).with(|config| config.columns.item_id = "asin".into());
+    assert!(case.out().contains("u1       x "));
+}
+
+#[test]
+fn parquet_by_columns() {
+    use arrow::array::{Int64Array, StringArray};
+    let folder = tempfile::tempdir().unwrap();
+    let batch = RecordBatch::try_from_iter([
+        (
+            "userId",
+            Arc::new(Int64Array::from(vec![Some(1), Some(2), None])) as arrow::array::ArrayRef,
+        ),
+        ("extra", Arc::new(Int64Array::from(vec![0, 0, 0]))),
+        ("item_id", Arc::new(StringArray::from(vec!["i1", "i2", "i3"]))),
+        (
+            "timestamp",
+            Arc::new(Int64Array::from(vec![1318896000, 1318896001000, 1])),
+        ),
+    ])
+    .unwrap();
+    let file = std::fs::File::create(folder.path().join("x.parquet")).unwrap();
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_max_row_group_row_count(Some(2))
+        .build();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let config = IngestInteractions {
+        path: Paths::One("x.parquet".into()),
+        on_error: OnError::Skip,
+        ..Default::default()
+    };
+    let case = Case { folder, config };
+    assert_eq!(
+        case.out(),
+        "user_id  item_id  timestamp      rating  position\n1        i1       1318896000000  null    1\n2        i2       1318896001000  null    2\n"
+    );
+    assert_eq!(
+        case.rejects(),
+        "file       line  reason      text\nx.parquet  3     no user_id  user_id , item_id i3\n"
+    );
+}
+
+#[test]
+fn several_files_keep_their_order() {
+    let case = case("a.csv", b"user,item\nu1,i1\n");
+    std::fs::write(case.folder.path().join("b.csv"), "item,user\ni2,u2\n").unwrap();
+    let case = case.with(|config| config.path = Paths::Many(vec!["a.csv".into(), "b.csv".into()]));
+    assert_eq!(
+        case.out(),
+        "user_id  item_id  timestamp  rating  position\nu1       i1       null       null    2\nu2       i2       null       null    1099511627778\n"
+    );
+}
+
+const BAD_ROWS: &[u8] = b"user_id,item_id,timestamp,rating\nu1,i1,1318896000,4.5\nu2,i2,yesterday,1\n,i2,1,1\nu,,1,1\nu,i,1\nu,i,1,NaN\n\xFF,i,1,1\nu2,i2,1318896001,\n";
+
+#[test]
+fn malformed_rows_fail_at_once() {
+    assert_eq!(
+        case("x.csv", BAD_ROWS).error(),
+        "error[malformed-row]: malformed row: bad timestamp \"yesterday\"\n  --> x.csv:3\n 3 | u2,i2,yesterday,1\n  hint: \"on_error: skip\" puts such rows aside at the port \"rejects\", up to \"max_errors\" of them"
+    );
+}
+
+#[test]
+fn malformed_rows_are_put_aside_and_counted() {
+    let skipping = case("x.csv", BAD_ROWS).with(|config| config.on_error = OnError::Skip);
+    assert_eq!(skipping.out(), TWO_ROWS.replace("null    3", "null    9"));
+    assert_eq!(
+        skipping.rejects(),
+        "file   line  reason                        text
+x.csv  3     bad timestamp \"yesterday\"     u2,i2,yesterday,1
+x.csv  4     no user_id                    ,i2,1,1
+x.csv  5     no item_id                    u,,1,1
+x.csv  6     3 cells where 4 are expected  u,i,1
+x.csv  7     bad rating \"NaN\"              u,i,1,NaN
+x.csv  8     not UTF-8                     \u{FFFD},i,1,1
+"
+    );
+    let error = skipping.with(|config| config.max_errors = 5).error();
+    assert!(error.starts_with("error[too-many-rejects]: 6 rows are malformed, more than \"max_errors\" allows (5)\n  x.csv:3: bad timestamp"), "{error}");
+}
+
+#[test]
+fn amazon_rows_without_what_they_need() {
+    let rows = b"{\"reviewerID\": \"u\", \"asin\": \"i\", \"unixReviewTime\": 1}\n{\"asin\": \"i\", \"unixReviewTime\": 1}\n{\"reviewerID\": \"u\", \"asin\": \"i\"}\n{\"reviewerID\": \"u\", \"asin\"\n{\"reviewerID\": \"u\", \"asin\": \"i\", \"unixReviewTime\": 1, \"overall\": NaN}\n";
+    let case = case("x.json", rows).with(|config| config.on_error = OnError::Skip);
+    let rejects = case.rejects();
+    for reason in [
+        "2     no reviewerID",
+        "3     no unixReviewTime",
+        "4     bad JSON: EOF while parsing an object at character 26",
+        "5     bad rating \"NaN\"",
+    ] {
+        assert!(rejects.contains(reason), "{rejects}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    assert!(
+        case("x.csv", b"")
+            .error()
+            .starts_with("error[empty-file]: \"x.csv\" is empty")
+    );
+    assert!(case("x.csv.gz", &gz(b"")).error().starts_with("error[empty-file]"));
+    assert!(case("x.csv", b"PK\x03\x04").error().contains("is a zip archive"));
+    assert!(case("x.csv", b"usr_id,item_id\n1,2\n").with(|config| config.format = Format::Csv).error().starts_with(
+        "error[missing-column]: \"x.csv\" has no column \"user_id\"\n  it has: usr_id, item_id\n  hint: did you mean"
+    ));
+    let unknown = case("x.csv", b"usr_id,item_id\n1,2\n").error();
+    assert!(
+        unknown
+            .starts_with("error[wrong-format]: cannot tell the format of \"x.csv\" by its first line: usr_id,item_id"),
+        "{unknown}"
+    );
+    for format in [Format::Amazon2018, Format::Sequences, Format::Lcrec, Format::Parquet] {
+        let error = case("x.csv", b"user_id,item_id\n1,2\n")
+            .with(|config| config.format = format)
+            .error();
+        assert!(error.starts_with("error[wrong-format]: \"x.csv\" is not"), "{error}");
+    }
+    let missing = case("x.csv", b"")
+        .with(|config| config.path = Paths::Many(vec!["y.csv".into(), "z.csv".into()]))
+        .error();
+    assert!(missing.contains("y.csv") && missing.contains("z.csv"), "{missing}");
+    assert!(
+        case("x.csv", b"user,item,time\nu,i,1\n")
+            .with(|config| config.columns.rating = "stars".into())
+            .error()
+            .contains("no column \"stars\"")
+    );
+}
+
+#[test]
+fn a_truncated_gzip_says_how_far_it_was_good() {
+    let mut content = b"user_id,item_id\n".to_vec();
+    for row in 0..200_000u64 {
+        content.extend(format!("{},{}\n", row.wrapping_mul(0x9E37_79B9_7F4A_7C15), row).as_bytes());
+    }
+    let whole = gz(&content);
+    let error = case("x.csv.gz", &whole[..whole.len() / 2]).tables().unwrap_err();
+    assert_eq!(error.code, "truncated-file");
+    let lines: u64 = error.detail[0].rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((50_000..150_000).contains(&lines), "{error}");
+    let damaged = case("x.csv.gz", &[&whole[..], b"trailing bytes that are no gzip"].concat())
+        .tables()
+        .unwrap_err();
+    assert_eq!(damaged.code, "damaged-file", "{damaged}");
+}
+
+/// The facts of a real file: rows, users, items.
+fn facts(path: &str) -> Option<(usize, usize, usize, RecordBatch)> {
+    let harness = testdata::harness()?;
+    let config = IngestInteractions {
+        path: Paths::One(path.into()),
+        ..Default::default()
+    };
+    let batch = harness.run(&config, &[]).unwrap().batch(OUT).unwrap();
+    let distinct = |name: &str| strings(&batch, name).unwrap().iter().collect::<BTreeSet<_>>().len();
+    let positions = numbers::<arrow::datatypes::UInt64Type>(&batch, schema::POSITION).unwrap();
+    assert!(positions.values().is_sorted());
+    Some((batch.num_rows(), distinct("user_id"), distinct("item_id"), batch))
+}
+
+#[test]
+fn real_files_have_the_published_counts() {
+    for (path, rows, users, items) in [
+        ("amazon2014-beauty/interactions.tsv.gz", 198_502, 22_363, 12_101),
+        ("amazon2018-raw-reviews/Gift_Cards_5.jsonl.gz", 2_972, 458, 148),
+        ("amazon2018-raw-reviews/All_Beauty_5.jsonl.gz", 5_269, 991, 85),
+        ("ml-latest-small/ratings.csv.gz", 100_836, 610, 9_724),
+    ] {
+        let Some(found) = facts(path) else { return };
+        assert_eq!((found.0, found.1, found.2), (rows, users, items), "{path}");
+        assert_eq!(found.3.column(2).null_count(), 0, "{path}");
+    }
+}
+
+#[test]
+fn one_data_set_in_three_formats_gives_the_same_sequences() {
+    let sequences = |path: &str, shift: u64| {
+        facts(path).map(|(_, _, _, batch)| {
+            let mut sequences: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+            let users = strings(&batch, "user_id").unwrap();
+            for (user, item) in users.iter().zip(strings(&batch, "item_id").unwrap()) {
+                let id = |text: Option<&str>| text.unwrap().parse::<u64>().unwrap() + shift;
+                sequences.entry(id(user)).or_default().push(id(item));
+            }
+            sequences
+        })
+    };
+    let Some(table) = sequences("amazon2014-beauty/interactions.tsv.gz", 0) else {
+        return;
+    };
+    assert_eq!(
+        sequences("amazon2014-beauty/original_format_s3rec/Beauty.txt.gz", 0).unwrap(),
+        table
+    );
+    assert_eq!(
+        sequences("amazon2014-beauty/original_format_letter/Beauty.inter.json.gz", 1).unwrap(),
+        table
+    );
+}
+
+/// `cargo test --release -p sluice-operators -- --ignored --nocapture ten_million`
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stderr)]
+fn ten_million_rows_of_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(folder.path().join("x.csv")).unwrap());
+    file.write_all(b"userId,movieId,rating,timestamp\n").unwrap();
+    for row in 0..10_000_000u64 {
+        let bits = row.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+        writeln!(
+            file,
+            "{},{},{}.5,{}",
+            bits % 200_000,
+            bits % 26_000,
+            bits % 5,
+            1_000_000_000 + bits % 500_000_000
+        )
+        .unwrap();
+    }
+    file.flush().unwrap();
+    let bytes = std::fs::metadata(folder.path().join("x.csv")).unwrap().len();
+    let config = IngestInteractions {
+        path: Paths::One(folder.path().join("x.csv").to_string_lossy().into_owned()),
+        ..Default::default()
+    };
+    let harness = Harness::default();
+    let started = std::time::Instant::now();
+    let rows = harness.run(&config, &[]).unwrap().table(OUT).unwrap().rows().unwrap();
+    eprintln!(
+        "{rows} rows, {bytes} bytes, {:.2?} with the harness's joining of batches",
+        started.elapsed()
+    );
+}
