@@ -67,6 +67,7 @@ impl Harness {
             data_root: self.data_root.clone(),
             attempt: self.attempt.clone(),
             partition: None,
+            side: None,
             cancel: Cancel::default(),
             report: Arc::new(Silent),
         };
@@ -119,8 +120,12 @@ impl Harness {
                 let mut batch = all.batch(port)?;
                 loop {
                     let before = batch.num_rows();
-                    for _side in sides {
+                    for side in 0..sides.len() {
                         let keys = Tables::new().with(port, Table::new(tag(&batch, sides)?));
+                        let context = Context {
+                            side: Some(side),
+                            ..context.clone()
+                        };
                         let kept = Operator::run(operator, &context, keys)?;
                         let kept = kept.batch(crate::operator::OUT)?;
                         let tags = kept.column(kept.num_columns() - 1);

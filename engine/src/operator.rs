@@ -379,6 +379,8 @@ pub struct Context {
     pub attempt: PathBuf,
     /// The logical partition, for `By`.
     pub partition: Option<usize>,
+    /// Which of the column lists this call is partitioned by, for `Fixpoint`: only its keys are complete here.
+    pub side: Option<usize>,
     /// Set when the run should stop.
     pub cancel: Cancel,
     /// Receives progress.
