@@ -1,0 +1,96 @@
+//! The real data that tests measure against; they skip, and say so, where the folder is absent.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+
+use arrow::array::RecordBatch;
+use sluice_engine::{harness, text};
+
+use crate::split_leave_one_out::{SplitLeaveOneOut, Ties};
+
+/// The text of a compressed file of the data folder.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+fn read(path: &str) -> Option<String> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let root = std::env::var("SLUICE_DATA").unwrap_or_else(|_| beside.to_string());
+    let path = PathBuf::from(root).join(path);
+    let Ok(file) = File::open(&path) else {
+        eprintln!(
+            "skipped: no \"{}\"; set SLUICE_DATA to the folder of the real data",
+            path.display()
+        );
+        return None;
+    };
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    Some(text)
+}
+
+/// Beauty's interactions; `item` is the column to take item ids from: `item_id` or `asin`.
+pub fn interactions(item: &str) -> Option<RecordBatch> {
+    let source = read("amazon2014-beauty/interactions.tsv.gz")?;
+    let mut lines = source.lines();
+    let names: Vec<&str> = lines.next().unwrap().split('\t').collect();
+    let column = |name: &str| names.iter().position(|found| *found == name).unwrap();
+    let (user, item, time) = (column("user_id"), column(item), column("timestamp"));
+    let mut table = "user_id item_id timestamp:ts rating:f32 position:u64\n".to_string();
+    for (row, line) in lines.enumerate() {
+        let cells: Vec<&str> = line.split('\t').collect();
+        writeln!(
+            table,
+            "{} {} {}000 null {}",
+            cells[user],
+            cells[item],
+            cells[time],
+            row + 2
+        )
+        .unwrap();
+    }
+    Some(text::parse(&table).unwrap())
+}
+
+/// Beauty's train, valid and test tables.
+pub fn split(ties: Ties) -> Option<(RecordBatch, RecordBatch, RecordBatch)> {
+    let config = SplitLeaveOneOut {
+        ties,
+        ..SplitLeaveOneOut::default()
+    };
+    let out = harness::run(&config, &[("interactions", interactions("item_id")?)]).unwrap();
+    let port = |name| out.batch(name).unwrap();
+    Some((port("train"), port("valid"), port("test")))
+}
+
+/// LETTER's semantic ids of Beauty.
+pub fn letter_semantic_ids() -> Option<RecordBatch> {
+    let mut table = "item_id semantic_id:[u16;4]\n".to_string();
+    for line in read("amazon2014-beauty/letter_sids.jsonl.gz")?.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let codes: Vec<String> = row["sid"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|code| code.to_string())
+            .collect();
+        writeln!(table, "{} {}", row["item_id"], codes.join(",")).unwrap();
+    }
+    Some(text::parse(&table).unwrap())
+}
+
+/// MiniOneRec's semantic ids of Office.
+pub fn office_semantic_ids() -> Option<RecordBatch> {
+    let source = read("minionerec-office/Office_Products.index.json.gz")?;
+    let ids: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&source).unwrap();
+    let mut table = "item_id semantic_id:[u16;3]\n".to_string();
+    for (item, tokens) in ids {
+        let codes: Vec<&str> = tokens
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|token| token.as_str().unwrap().split(['_', '>']).nth(1).unwrap())
+            .collect();
+        writeln!(table, "{item} {}", codes.join(",")).unwrap();
+    }
+    Some(text::parse(&table).unwrap())
+}
