@@ -1,2 +1,39 @@
-//! x
-fn main() {}
+//! `sluice`: the only place that prints, exits or reads the environment.
+
+mod arguments;
+mod check;
+mod display;
+mod ops;
+mod progress;
+mod run;
+mod show;
+
+use clap::Parser;
+use sluice_engine::Error;
+
+use arguments::{Arguments, Command};
+
+fn main() {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Check(pipeline) => check::check(pipeline),
+        Command::Plan(command) => check::plan(command),
+        Command::Run(command) => run::run(command),
+        Command::Ops(command) => ops::ops(command),
+        Command::Show(command) => show::show(command),
+    };
+    if let Err(errors) = result {
+        std::process::exit(fail(&errors));
+    }
+}
+
+/// Prints all errors and returns the exit code of the gravest.
+fn fail(errors: &[Error]) -> i32 {
+    for error in errors {
+        eprintln!("{error}");
+    }
+    if errors.len() > 1 {
+        eprintln!("{} problems", errors.len());
+    }
+    errors.iter().map(|error| error.kind.exit_code()).max().unwrap_or(101)
+}

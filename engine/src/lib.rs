@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod event;
+pub mod expect;
 pub mod graph;
 pub mod harness;
 pub mod key;

@@ -1,0 +1,76 @@
+//! Numbers and tables as people read them.
+
+use sluice_engine::Result;
+use sluice_engine::table::Table;
+
+/// `0.3 s`, `42 s`, `3 min 20 s`, `1 h 05 min`.
+pub fn seconds(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.1} s"),
+        v if v < 60.0 => format!("{v:.0} s"),
+        v if v < 3600.0 => format!("{} min {:02} s", v as u64 / 60, v as u64 % 60),
+        v => format!("{} h {:02} min", v as u64 / 3600, v as u64 / 60 % 60),
+    }
+}
+
+/// `198,502`.
+pub fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `4.2 MB`.
+pub fn bytes(value: u64) -> String {
+    match value as f64 {
+        v if v < 1e3 => format!("{v} B"),
+        v if v < 1e6 => format!("{:.1} kB", v / 1e3),
+        v if v < 1e9 => format!("{:.1} MB", v / 1e6),
+        v => format!("{:.1} GB", v / 1e9),
+    }
+}
+
+/// The first rows of a table as text.
+pub fn head(table: &Table, rows: usize) -> Result<String> {
+    let mut batches = Vec::new();
+    let mut left = rows;
+    for batch in table.batches()? {
+        if left == 0 {
+            break;
+        }
+        let batch = batch?;
+        let take = left.min(batch.num_rows());
+        batches.push(batch.slice(0, take));
+        left -= take;
+    }
+    let schema = table.schema()?;
+    sluice_engine::text::render(&arrow::compute::concat_batches(&schema, &batches)?)
+}
+
+/// Cuts every line to a width, marking what was cut.
+pub fn fit(text: &str, width: usize) -> String {
+    let cut = |line: &str| match line.chars().count() > width {
+        true => line.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+        false => line.to_string(),
+    };
+    text.lines().map(cut).collect::<Vec<String>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(count(198_502), "198,502");
+        assert_eq!(count(12), "12");
+        assert_eq!(seconds(200.0), "3 min 20 s");
+        assert_eq!(bytes(4_200_000), "4.2 MB");
+    }
+}
