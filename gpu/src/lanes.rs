@@ -149,6 +149,20 @@ pub(crate) fn scores_from_dots(x_k: &mut [f32], norm_k: &[f32]) -> f32 {
     })
 }
 
+/// The least entry (infinity where there is none).
+pub(crate) fn least(x_k: &[f32]) -> f32 {
+    Arch::new().dispatch(|| {
+        let mut least = [f32::INFINITY; LANES];
+        let (lanes, rest) = x_k.as_chunks::<LANES>();
+        for x in lanes {
+            for i in 0..LANES {
+                least[i] = if x[i] < least[i] { x[i] } else { least[i] };
+            }
+        }
+        least.iter().chain(rest).fold(f32::INFINITY, |a, b| a.min(*b))
+    })
+}
+
 /// How many entries are at most `bound`, and the first of them.
 pub(crate) fn count_at_most(x_k: &[f32], bound: f32) -> (usize, usize) {
     Arch::new().dispatch(|| {

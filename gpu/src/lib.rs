@@ -3,5 +3,7 @@
 pub mod bert;
 mod draws;
 pub mod encoder;
+pub mod kmeans;
 mod lanes;
 mod product;
+pub mod residual;
