@@ -7,9 +7,9 @@
 use std::path::Path;
 use std::time::Instant;
 
+use sluice_gpu::encoder::{EncodeOptions, Pooling, TextEncoder};
 use sluice_gpu::kmeans::{Buffer, Schedule};
 use sluice_gpu::residual::{self, ResidualConfig};
-use sluice_gpu::encoder::{EncodeOptions, Pooling, TextEncoder};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -24,13 +24,17 @@ fn main() {
 fn encode(folder: &str, ids: &str, out: &str) {
     let ids: Vec<Vec<u32>> = serde_json::from_str(&std::fs::read_to_string(ids).unwrap()).unwrap();
     let encoder = TextEncoder::load(Path::new(folder), &candle_core::Device::Cpu).unwrap();
-    let options = EncodeOptions { pooling: Pooling::Mean, normalize: true, max_length: 256 };
-    let start = Instant::now();
+    let options = EncodeOptions {
+        pooling: Pooling::Mean,
+        normalize: true,
+        max_length: 256,
+    };
+    let (start, before) = (Instant::now(), cpu_seconds());
     let embeddings = encoder.encode(&ids, &options, |_, _| ()).unwrap();
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
     let tokens: usize = ids.iter().map(|row| row.len().min(options.max_length)).sum();
     println!(
-        "encode: {} rows, {tokens} tokens, {seconds:.2} s, {:.1} rows/s, {:.0} tokens/s",
+        "encode: {} rows, {tokens} tokens, {seconds:.2} s ({cpu:.2} CPU s), {:.1} rows/s, {:.0} tokens/s",
         ids.len(),
         ids.len() as f64 / seconds,
         tokens as f64 / seconds
@@ -41,32 +45,73 @@ fn encode(folder: &str, ids: &str, out: &str) {
 
 fn residual(rows: &str, dim: usize) {
     let bytes = std::fs::read(rows).unwrap();
-    let rows: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    let lloyd = |max_iterations| Schedule::Lloyd { max_iterations, tolerance: 0.0 };
-    let grid = Schedule::MiniBatch { updates: 8, batch_rows: 2048 };
+    let rows: Vec<f32> = bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    let lloyd = |max_iterations| Schedule::Lloyd {
+        max_iterations,
+        tolerance: 0.0,
+    };
+    let grid = Schedule::MiniBatch {
+        updates: 8,
+        batch_rows: 2048,
+    };
     for (name, schedule, buffer, normalize_residuals) in [
         ("init only", lloyd(0), Buffer::All, false),
         ("25 iterations", lloyd(25), Buffer::All, false),
-        ("25 iterations, init on 3072 rows", lloyd(25), Buffer::Sampled(3072), false),
+        (
+            "25 iterations, init on 3072 rows",
+            lloyd(25),
+            Buffer::Sampled(3072),
+            false,
+        ),
         ("converged", lloyd(1000), Buffer::All, false),
         ("converged, normalised", lloyd(1000), Buffer::All, true),
-        ("mini-batch, normalised, init on 3072 rows", grid, Buffer::Sampled(3072), true),
+        (
+            "mini-batch, normalised, init on 3072 rows",
+            grid,
+            Buffer::Sampled(3072),
+            true,
+        ),
     ] {
         let codebook_sizes = vec![256; 3];
         let seed = 42;
         let allow_fewer_distinct = false;
-        let config =
-            ResidualConfig { codebook_sizes, normalize_residuals, schedule, buffer, seed, allow_fewer_distinct };
-        let start = Instant::now();
+        let config = ResidualConfig {
+            codebook_sizes,
+            normalize_residuals,
+            schedule,
+            buffer,
+            seed,
+            allow_fewer_distinct,
+        };
+        let (start, before) = (Instant::now(), cpu_seconds());
         let fit = residual::fit(&rows, dim, &config, |_, _| ()).unwrap();
-        let seconds = start.elapsed().as_secs_f64();
-        let mse: Vec<String> = fit.levels.iter().map(|l| format!("{:.4} ({})", l.mse, l.iterations)).collect();
+        let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
+        let mse: Vec<String> = fit
+            .levels
+            .iter()
+            .map(|l| format!("{:.4} ({})", l.mse, l.iterations))
+            .collect();
         let collisions = residual::collision_codes(&fit.codes_nc, 3).unwrap();
         println!(
-            "residual 3 x 256, {name}: {} x {dim}, {seconds:.2} s, mse (iterations) {}, colliding {}",
+            "residual 3 x 256, {name}: {} x {dim}, {seconds:.2} s ({cpu:.2} CPU s), mse (iterations) {}, colliding {}",
             rows.len() / dim,
             mse.join(" "),
             collisions.colliding
         );
     }
+}
+
+/// Seconds of processor time this process has used (Linux; 0 elsewhere): what to read on a busy machine.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }

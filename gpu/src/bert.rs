@@ -167,9 +167,14 @@ impl BertConfig {
     /// Reads `folder/config.json` and checks that this encoder computes what it describes.
     pub fn load(folder: &Path) -> Result<Self, BertError> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| BertError::Read { path: path.clone(), source })?;
-        let config: BertConfig = serde_json::from_str(&text)
-            .map_err(|e| BertError::Malformed { path: path.clone(), problem: e.to_string() })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| BertError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let config: BertConfig = serde_json::from_str(&text).map_err(|e| BertError::Malformed {
+            path: path.clone(),
+            problem: e.to_string(),
+        })?;
         config.check(&path)?;
         Ok(config)
     }
@@ -186,7 +191,12 @@ impl BertConfig {
 
     fn check(&self, path: &Path) -> Result<(), BertError> {
         let refuse = |key, got: String, supported| {
-            Err(BertError::Unsupported { path: path.to_owned(), key, got, supported })
+            Err(BertError::Unsupported {
+                path: path.to_owned(),
+                key,
+                got,
+                supported,
+            })
         };
         if let Some(kind) = self.model_type.as_ref().filter(|kind| *kind != "bert") {
             return refuse("model_type", format!("{kind:?}"), "\"bert\"");
@@ -214,7 +224,11 @@ impl BertConfig {
             }
         }
         if self.hidden_size % self.num_attention_heads != 0 {
-            return refuse("num_attention_heads", self.num_attention_heads.to_string(), "a divisor of hidden_size");
+            return refuse(
+                "num_attention_heads",
+                self.num_attention_heads.to_string(),
+                "a divisor of hidden_size",
+            );
         }
         Ok(())
     }
@@ -233,12 +247,21 @@ pub(crate) fn check_batch(config: &BertConfig, ids_t: &[u32], offsets: &[usize])
             return Err(BertError::EmptySequence { sequence });
         }
         if got > config.max_position_embeddings {
-            return Err(BertError::TooLong { sequence, got, most: config.max_position_embeddings });
+            return Err(BertError::TooLong {
+                sequence,
+                got,
+                most: config.max_position_embeddings,
+            });
         }
         let ids = &ids_t[span[0]..span[1]];
         if let Some(position) = ids.iter().position(|id| *id as usize >= config.vocab_size) {
             let (id, vocabulary) = (ids[position], config.vocab_size);
-            return Err(BertError::UnknownToken { sequence, position, id, vocabulary });
+            return Err(BertError::UnknownToken {
+                sequence,
+                position,
+                id,
+                vocabulary,
+            });
         }
     }
     Ok(())

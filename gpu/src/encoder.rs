@@ -152,11 +152,25 @@ fn push_truncated(ids_t: &mut Vec<u32>, row: &[u32], max_length: usize) {
 /// The error of a batch, told in rows of the input.
 fn in_row(error: BertError, batch: &[usize]) -> BertError {
     match error {
-        BertError::EmptySequence { sequence } => BertError::EmptySequence { sequence: batch[sequence] },
-        BertError::TooLong { sequence, got, most } => BertError::TooLong { sequence: batch[sequence], got, most },
-        BertError::UnknownToken { sequence, position, id, vocabulary } => {
-            BertError::UnknownToken { sequence: batch[sequence], position, id, vocabulary }
-        }
+        BertError::EmptySequence { sequence } => BertError::EmptySequence {
+            sequence: batch[sequence],
+        },
+        BertError::TooLong { sequence, got, most } => BertError::TooLong {
+            sequence: batch[sequence],
+            got,
+            most,
+        },
+        BertError::UnknownToken {
+            sequence,
+            position,
+            id,
+            vocabulary,
+        } => BertError::UnknownToken {
+            sequence: batch[sequence],
+            position,
+            id,
+            vocabulary,
+        },
         other => other,
     }
 }
@@ -168,7 +182,9 @@ fn pool(hidden_td: &[f32], d: usize, options: &EncodeOptions) -> Vec<f32> {
         Pooling::LastToken => hidden_td[(tokens - 1) * d..].to_vec(),
         Pooling::Mean => {
             let mut sum_d = vec![0f64; d];
-            hidden_td.chunks_exact(d).for_each(|row| lanes::add_scaled(&mut sum_d, row, 1.0));
+            hidden_td
+                .chunks_exact(d)
+                .for_each(|row| lanes::add_scaled(&mut sum_d, row, 1.0));
             sum_d.iter().map(|x| (x / tokens as f64) as f32).collect()
         }
     };

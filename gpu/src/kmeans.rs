@@ -158,9 +158,16 @@ pub fn fit(
         Init::Given(centres_kd) => (centres_kd.clone(), config.clusters),
         Init::PlusPlus(buffer) => seeding::plus_plus(rows_nd, dim, weights_n, *buffer, config)?,
     };
-    let rows = Rows { rows_nd, dim, weights_n };
+    let rows = Rows {
+        rows_nd,
+        dim,
+        weights_n,
+    };
     let mut fit = match config.schedule {
-        Schedule::Lloyd { max_iterations, tolerance } => rows.lloyd(centres_kd, distinct, max_iterations, tolerance),
+        Schedule::Lloyd {
+            max_iterations,
+            tolerance,
+        } => rows.lloyd(centres_kd, distinct, max_iterations, tolerance),
         Schedule::MiniBatch { updates, batch_rows } => rows.mini_batch(centres_kd, updates, batch_rows, config.seed),
     };
     fit.inertia = rows.inertia(&fit.labels_n, &fit.centres_kd);
@@ -172,14 +179,20 @@ pub fn fit(
 
 /// Row and column of the first NaN or infinite value of rows of width `dim`.
 pub(crate) fn first_not_finite(rows_nd: &[f32], dim: usize) -> Option<(usize, usize, f32)> {
-    let at = rows_nd.par_chunks(1 << 16).map(|c| c.iter().position(|x| !x.is_finite())).enumerate();
+    let at = rows_nd
+        .par_chunks(1 << 16)
+        .map(|c| c.iter().position(|x| !x.is_finite()))
+        .enumerate();
     let at = at.find_map_first(|(chunk, at)| at.map(|at| (chunk << 16) + at))?;
     Some((at / dim, at % dim, rows_nd[at]))
 }
 
 fn check(rows_nd: &[f32], dim: usize, weights_n: Option<&[f32]>, config: &KMeansConfig) -> Result<(), KMeansError> {
     if dim == 0 || rows_nd.is_empty() {
-        return Err(KMeansError::Empty { rows: rows_nd.len().checked_div(dim).unwrap_or(0), columns: dim });
+        return Err(KMeansError::Empty {
+            rows: rows_nd.len().checked_div(dim).unwrap_or(0),
+            columns: dim,
+        });
     }
     if config.clusters == 0 {
         return Err(KMeansError::NoClusters);
@@ -196,7 +209,10 @@ fn check(rows_nd: &[f32], dim: usize, weights_n: Option<&[f32]>, config: &KMeans
     if let Some(weights_n) = weights_n {
         length("the weights", weights_n.len(), rows)?;
         if let Some(row) = weights_n.iter().position(|w| !w.is_finite() || *w < 0.0) {
-            return Err(KMeansError::Weight { row, value: weights_n[row] });
+            return Err(KMeansError::Weight {
+                row,
+                value: weights_n[row],
+            });
         }
         if weights_n.iter().all(|w| *w == 0.0) {
             return Err(KMeansError::Weight { row: 0, value: 0.0 });
@@ -223,7 +239,11 @@ impl Rows<'_> {
     fn lloyd(&self, centres_kd: Vec<f32>, distinct: usize, max_iterations: usize, tolerance: f64) -> KMeansFit {
         let mut centres = Centres::new(centres_kd, self.dim);
         let mut state = assign::Assignment::new(self.rows_nd, &centres);
-        let threshold = if tolerance > 0.0 { tolerance * self.mean_variance() } else { 0.0 };
+        let threshold = if tolerance > 0.0 {
+            tolerance * self.mean_variance()
+        } else {
+            0.0
+        };
         let (mut iterations, mut converged) = (0, false);
         while iterations < max_iterations && !converged {
             let mut labels_n = state.labels_n.clone();
@@ -240,7 +260,14 @@ impl Rows<'_> {
             converged = !relocated && (!changed || shifts_k.iter().sum::<f64>() <= threshold);
         }
         let labels_n = state.labels_n;
-        KMeansFit { centres_kd: centres.centres_kd, labels_n, inertia: 0.0, iterations, converged, used: 0 }
+        KMeansFit {
+            centres_kd: centres.centres_kd,
+            labels_n,
+            inertia: 0.0,
+            iterations,
+            converged,
+            used: 0,
+        }
     }
 
     fn mini_batch(&self, centres_kd: Vec<f32>, updates: usize, batch_rows: usize, seed: u64) -> KMeansFit {
@@ -249,12 +276,21 @@ impl Rows<'_> {
         let mut centres = Centres::new(centres_kd, d);
         let mut totals_k = vec![0f64; centres.centres_kd.len() / d];
         for update in 0..updates {
-            let picked: Vec<usize> =
-                (0..batch_rows.min(n)).map(|i| order[(update * batch_rows.min(n) + i) % n] as usize).collect();
-            let batch_nd: Vec<f32> = picked.iter().flat_map(|i| &self.rows_nd[i * d..(i + 1) * d]).copied().collect();
+            let picked: Vec<usize> = (0..batch_rows.min(n))
+                .map(|i| order[(update * batch_rows.min(n) + i) % n] as usize)
+                .collect();
+            let batch_nd: Vec<f32> = picked
+                .iter()
+                .flat_map(|i| &self.rows_nd[i * d..(i + 1) * d])
+                .copied()
+                .collect();
             let weights: Option<Vec<f32>> = self.weights_n.map(|w| picked.iter().map(|i| w[*i]).collect());
             let labels = assign::Assignment::new(&batch_nd, &centres).labels_n;
-            let batch = Rows { rows_nd: &batch_nd, dim: d, weights_n: weights.as_deref() };
+            let batch = Rows {
+                rows_nd: &batch_nd,
+                dim: d,
+                weights_n: weights.as_deref(),
+            };
             let mut moved_kd = centres.centres_kd;
             for (k, (sum_d, weight)) in batch.sums(&labels, totals_k.len()).into_iter().enumerate() {
                 if weight > 0.0 {
@@ -268,7 +304,14 @@ impl Rows<'_> {
         }
         let labels_n = assign::Assignment::new(self.rows_nd, &centres).labels_n;
         let centres_kd = centres.centres_kd;
-        KMeansFit { centres_kd, labels_n, inertia: 0.0, iterations: updates, converged: false, used: 0 }
+        KMeansFit {
+            centres_kd,
+            labels_n,
+            inertia: 0.0,
+            iterations: updates,
+            converged: false,
+            used: 0,
+        }
     }
 
     /// Weighted means of the labelled rows [K, D]; empty centres below `distinct` are relocated first (in `labels_n`).
@@ -278,11 +321,17 @@ impl Rows<'_> {
         self.relocate(labels_n, centres, distinct);
         let mut moved_kd = centres.centres_kd.clone();
         let k = moved_kd.len() / d;
-        moved_kd.par_chunks_exact_mut(d).zip(self.sums(labels_n, k)).for_each(|(centre_d, (sum_d, weight))| {
-            if weight > 0.0 {
-                centre_d.iter_mut().zip(sum_d).for_each(|(c, s)| *c = (s / weight) as f32);
-            }
-        });
+        moved_kd
+            .par_chunks_exact_mut(d)
+            .zip(self.sums(labels_n, k))
+            .for_each(|(centre_d, (sum_d, weight))| {
+                if weight > 0.0 {
+                    centre_d
+                        .iter_mut()
+                        .zip(sum_d)
+                        .for_each(|(c, s)| *c = (s / weight) as f32);
+                }
+            });
         let (first, surplus) = moved_kd.split_at_mut(distinct * d);
         surplus.chunks_exact_mut(d).for_each(|c| c.copy_from_slice(&first[..d]));
         moved_kd
@@ -291,7 +340,10 @@ impl Rows<'_> {
     /// Weighted sum [D] and weight of the rows of every cluster, in f64, rows in ascending order.
     fn sums(&self, labels_n: &[u32], k: usize) -> Vec<(Vec<f64>, f64)> {
         let mut members: Vec<Vec<u32>> = vec![Vec::new(); k];
-        labels_n.iter().enumerate().for_each(|(row, label)| members[*label as usize].push(row as u32));
+        labels_n
+            .iter()
+            .enumerate()
+            .for_each(|(row, label)| members[*label as usize].push(row as u32));
         let sum = |rows: &Vec<u32>| {
             let (mut sum_d, mut total) = (vec![0f64; self.dim], 0.0);
             for row in rows {
@@ -343,10 +395,15 @@ impl Rows<'_> {
     fn mean_variance(&self) -> f64 {
         let (d, n) = (self.dim, (self.rows_nd.len() / self.dim) as f64);
         let mut mean_d = vec![0f64; d];
-        self.rows_nd.chunks_exact(d).for_each(|row| lanes::add_scaled(&mut mean_d, row, 1.0 / n));
+        self.rows_nd
+            .chunks_exact(d)
+            .for_each(|row| lanes::add_scaled(&mut mean_d, row, 1.0 / n));
         let mean_d: Vec<f32> = mean_d.iter().map(|x| *x as f32).collect();
-        let squares: Vec<f64> =
-            self.rows_nd.par_chunks_exact(d).map(|row| lanes::squared_distance(row, &mean_d)).collect();
+        let squares: Vec<f64> = self
+            .rows_nd
+            .par_chunks_exact(d)
+            .map(|row| lanes::squared_distance(row, &mean_d))
+            .collect();
         squares.iter().sum::<f64>() / n / d as f64
     }
 }
@@ -358,8 +415,17 @@ mod tests {
     const SQUARE: [f32; 8] = [0.0, 0.0, 0.5, 0.0, 0.5, 1.0, 1.0, 1.0];
 
     fn lloyd(clusters: usize, init: Init) -> KMeansConfig {
-        let schedule = Schedule::Lloyd { max_iterations: 100, tolerance: 0.0 };
-        KMeansConfig { clusters, init, schedule, seed: 42, allow_fewer_distinct: false }
+        let schedule = Schedule::Lloyd {
+            max_iterations: 100,
+            tolerance: 0.0,
+        };
+        KMeansConfig {
+            clusters,
+            init,
+            schedule,
+            seed: 42,
+            allow_fewer_distinct: false,
+        }
     }
 
     fn blobs(n: usize, d: usize, seed: u64) -> Vec<f32> {
@@ -403,7 +469,12 @@ mod tests {
                 assert!((got - want).abs() < 1e-5, "{}: {got} {want}", case["name"]);
             }
             let inertia = case["inertia"].as_f64().expect("inertia");
-            assert!((fit.inertia - inertia).abs() < 1e-5 * inertia, "{}: {} {inertia}", case["name"], fit.inertia);
+            assert!(
+                (fit.inertia - inertia).abs() < 1e-5 * inertia,
+                "{}: {} {inertia}",
+                case["name"],
+                fit.inertia
+            );
         }
     }
 
@@ -411,13 +482,25 @@ mod tests {
     fn same_bits_for_any_number_of_threads() {
         let x = blobs(1500, 13, 1);
         for schedule in [
-            Schedule::Lloyd { max_iterations: 20, tolerance: 1e-4 },
-            Schedule::MiniBatch { updates: 8, batch_rows: 300 },
+            Schedule::Lloyd {
+                max_iterations: 20,
+                tolerance: 1e-4,
+            },
+            Schedule::MiniBatch {
+                updates: 8,
+                batch_rows: 300,
+            },
         ] {
             for buffer in [Buffer::All, Buffer::First(200), Buffer::Sampled(200)] {
-                let config = KMeansConfig { schedule, ..lloyd(33, Init::PlusPlus(buffer)) };
+                let config = KMeansConfig {
+                    schedule,
+                    ..lloyd(33, Init::PlusPlus(buffer))
+                };
                 let run = |threads| {
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .expect("pool");
                     pool.install(|| fit(&x, 13, None, &config).unwrap())
                 };
                 let one = run(1);
@@ -433,8 +516,14 @@ mod tests {
         let x = blobs(900, 7, 2);
         let full = fit(&x, 7, None, &lloyd(9, Init::PlusPlus(Buffer::All))).unwrap();
         assert!(full.inertia < 1.1 * 900.0 * 7.0, "{}", full.inertia);
-        let schedule = Schedule::MiniBatch { updates: 8, batch_rows: 300 };
-        let mini = KMeansConfig { schedule, ..lloyd(9, Init::PlusPlus(Buffer::Sampled(500))) };
+        let schedule = Schedule::MiniBatch {
+            updates: 8,
+            batch_rows: 300,
+        };
+        let mini = KMeansConfig {
+            schedule,
+            ..lloyd(9, Init::PlusPlus(Buffer::Sampled(500)))
+        };
         let mini = fit(&x, 7, None, &mini).unwrap();
         assert!(mini.inertia < 1.5 * full.inertia, "{} {}", mini.inertia, full.inertia);
         assert!(!mini.converged && mini.iterations == 8);
@@ -459,7 +548,10 @@ mod tests {
 
     #[test]
     fn surplus_centres_repeat_the_first_and_stay_unused() {
-        let config = KMeansConfig { allow_fewer_distinct: true, ..lloyd(5, Init::PlusPlus(Buffer::All)) };
+        let config = KMeansConfig {
+            allow_fewer_distinct: true,
+            ..lloyd(5, Init::PlusPlus(Buffer::All))
+        };
         let fit = fit(&[1.0, 2.0, 1.0, 2.0, 0.0, 0.0], 2, None, &config).unwrap();
         assert_eq!((fit.used, fit.inertia), (2, 0.0));
         assert!((2..5).all(|k| fit.centres_kd[k * 2..][..2] == fit.centres_kd[..2]));

@@ -7,14 +7,33 @@ use pulp::Arch;
 const LANES: usize = 16;
 const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-/// `sum_i a[i] * b[i]` in f32, sixteen partial sums.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    Arch::new().dispatch(|| dot_inline(a, b))
+/// Declares kernels whose body is inlined into a function compiled for each instruction set. (A closure handed to
+/// `dispatch` is inlined only where the compiler likes to, and runs as plain SSE2 where it does not.)
+macro_rules! kernels {
+    ($($(#[$doc:meta])* fn $name:ident<'a>($($arg:ident: $type:ty),*) -> $out:ty $body:block)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name<'a>($($arg: $type),*) -> $out {
+            struct Call<'a> {
+                $($arg: $type,)*
+                lifetime: std::marker::PhantomData<&'a ()>,
+            }
+            impl<'a> pulp::NullaryFnOnce for Call<'a> {
+                type Output = $out;
+                #[inline(always)]
+                fn call(self) -> $out {
+                    let Call { $($arg,)* lifetime: _ } = self;
+                    $body
+                }
+            }
+            Arch::new().dispatch(Call { $($arg,)* lifetime: std::marker::PhantomData })
+        }
+    )*};
 }
 
+kernels! {
 /// `sum_i (a[i] - b[i])^2` in f64.
-pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    Arch::new().dispatch(|| {
+fn squared_distance<'a>(a: &'a [f32], b: &'a [f32]) -> f64 {
+
         let mut sums = [0f64; LANES];
         let (a_lanes, a_rest) = a.as_chunks::<LANES>();
         let (b_lanes, b_rest) = b.as_chunks::<LANES>();
@@ -24,14 +43,18 @@ pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
                 sums[i] += d * d;
             }
         }
-        let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum();
+        let rest: f64 = a_rest
+            .iter()
+            .zip(b_rest)
+            .map(|(x, y)| (*x as f64 - *y as f64).powi(2))
+            .sum();
         sums.iter().sum::<f64>() + rest
-    })
+
 }
 
 /// `sum_i a[i]^2` in f64.
-pub(crate) fn squared_norm(a: &[f32]) -> f64 {
-    Arch::new().dispatch(|| {
+fn squared_norm<'a>(a: &'a [f32]) -> f64 {
+
         let mut sums = [0f64; LANES];
         let (lanes, rest) = a.as_chunks::<LANES>();
         for x in lanes {
@@ -40,44 +63,44 @@ pub(crate) fn squared_norm(a: &[f32]) -> f64 {
             }
         }
         sums.iter().sum::<f64>() + rest.iter().map(|x| *x as f64 * *x as f64).sum::<f64>()
-    })
+
 }
 
 /// `sum[i] += weight * row[i]` in f64.
-pub(crate) fn add_scaled(sum: &mut [f64], row: &[f32], weight: f64) {
-    Arch::new().dispatch(|| {
+fn add_scaled<'a>(sum: &'a mut [f64], row: &'a [f32], weight: f64) -> () {
+
         for (s, x) in sum.iter_mut().zip(row) {
             *s += weight * *x as f64;
         }
-    })
+
 }
 
 /// For every row of `x_ND` (width D): add the row of `residual_ND`, subtract the mean, divide by
 /// `sqrt(variance + epsilon)`, then scale and shift.
-pub(crate) fn add_layer_norm(x_nd: &mut [f32], residual_nd: &[f32], scale_d: &[f32], shift_d: &[f32], epsilon: f32) {
+fn add_layer_norm<'a>(x_nd: &'a mut [f32], residual_nd: &'a [f32], scale_d: &'a [f32], shift_d: &'a [f32], epsilon: f32) -> () {
     let width = scale_d.len();
-    Arch::new().dispatch(|| {
+
         for (x, r) in x_nd.chunks_exact_mut(width).zip(residual_nd.chunks_exact(width)) {
             for (x, r) in x.iter_mut().zip(r) {
                 *x += *r;
             }
             layer_norm_inline(x, scale_d, shift_d, epsilon);
         }
-    })
+
 }
 
 /// Layer norm of every row of `x_ND`, in place.
-pub(crate) fn layer_norm(x_nd: &mut [f32], scale_d: &[f32], shift_d: &[f32], epsilon: f32) {
-    Arch::new().dispatch(|| {
+fn layer_norm<'a>(x_nd: &'a mut [f32], scale_d: &'a [f32], shift_d: &'a [f32], epsilon: f32) -> () {
+
         for x in x_nd.chunks_exact_mut(scale_d.len()) {
             layer_norm_inline(x, scale_d, shift_d, epsilon);
         }
-    })
+
 }
 
 /// Softmax of `scale * row` for every row of `x_NT` (width T), in place.
-pub(crate) fn softmax(x_nt: &mut [f32], width: usize, scale: f32) {
-    Arch::new().dispatch(|| {
+fn softmax<'a>(x_nt: &'a mut [f32], width: usize, scale: f32) -> () {
+
         for row in x_nt.chunks_exact_mut(width) {
             let mut most = [f32::NEG_INFINITY; LANES];
             let (lanes, rest) = row.as_chunks::<LANES>();
@@ -95,42 +118,42 @@ pub(crate) fn softmax(x_nt: &mut [f32], width: usize, scale: f32) {
                 *x *= factor;
             }
         }
-    })
+
 }
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`, in place.
-pub(crate) fn gelu(x: &mut [f32]) {
-    Arch::new().dispatch(|| {
+fn gelu<'a>(x: &'a mut [f32]) -> () {
+
         for v in x.iter_mut() {
             *v = 0.5 * *v * (1.0 + erf_inline(*v * FRAC_1_SQRT_2));
         }
-    })
+
 }
 
 /// The tanh form of GELU (`gelu_new`), in place.
-pub(crate) fn gelu_tanh(x: &mut [f32]) {
+fn gelu_tanh<'a>(x: &'a mut [f32]) -> () {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    Arch::new().dispatch(|| {
+
         for v in x.iter_mut() {
             let inner = SQRT_2_OVER_PI * (*v + 0.044715 * *v * *v * *v);
             let tanh = 1.0 - 2.0 / (exp_inline(2.0 * inner) + 1.0);
             *v = 0.5 * *v * (1.0 + tanh);
         }
-    })
+
 }
 
 /// `max(x, 0)`, in place.
-pub(crate) fn relu(x: &mut [f32]) {
-    Arch::new().dispatch(|| {
+fn relu<'a>(x: &'a mut [f32]) -> () {
+
         for v in x.iter_mut() {
             *v = if *v > 0.0 { *v } else { 0.0 };
         }
-    })
+
 }
 
 /// Scores `norm_K[k] - 2 * x_K[k]` in place; returns the least.
-pub(crate) fn scores_from_dots(x_k: &mut [f32], norm_k: &[f32]) -> f32 {
-    Arch::new().dispatch(|| {
+fn scores_from_dots<'a>(x_k: &'a mut [f32], norm_k: &'a [f32]) -> f32 {
+
         let mut least = [f32::INFINITY; LANES];
         let (x_lanes, x_rest) = x_k.as_chunks_mut::<LANES>();
         let (n_lanes, n_rest) = norm_k.as_chunks::<LANES>();
@@ -146,12 +169,12 @@ pub(crate) fn scores_from_dots(x_k: &mut [f32], norm_k: &[f32]) -> f32 {
             all = all.min(*x);
         }
         least.iter().fold(all, |a, b| a.min(*b))
-    })
+
 }
 
 /// The least entry (infinity where there is none).
-pub(crate) fn least(x_k: &[f32]) -> f32 {
-    Arch::new().dispatch(|| {
+fn least<'a>(x_k: &'a [f32]) -> f32 {
+
         let mut least = [f32::INFINITY; LANES];
         let (lanes, rest) = x_k.as_chunks::<LANES>();
         for x in lanes {
@@ -160,12 +183,12 @@ pub(crate) fn least(x_k: &[f32]) -> f32 {
             }
         }
         least.iter().chain(rest).fold(f32::INFINITY, |a, b| a.min(*b))
-    })
+
 }
 
 /// How many entries are at most `bound`, and the first of them.
-pub(crate) fn count_at_most(x_k: &[f32], bound: f32) -> (usize, usize) {
-    Arch::new().dispatch(|| {
+fn count_at_most<'a>(x_k: &'a [f32], bound: f32) -> (usize, usize) {
+
         let mut count = 0u32;
         let mut first = u32::MAX;
         for (k, x) in x_k.iter().enumerate() {
@@ -174,7 +197,74 @@ pub(crate) fn count_at_most(x_k: &[f32], bound: f32) -> (usize, usize) {
             first = first.min(if hit { k as u32 } else { u32::MAX });
         }
         (count as usize, first as usize)
+
+}
+}
+
+/// Dot products [N, L] of every row of `x_ND` with every row of `y_LD` (width `dim`), for a few `y`.
+pub(crate) fn dots(x_nd: &[f32], y_ld: &[f32], dim: usize, out_nl: &mut [f32]) {
+    Arch::new().dispatch(Dots {
+        x_nd,
+        y_ld,
+        dim,
+        out_nl,
     })
+}
+
+struct Dots<'a> {
+    x_nd: &'a [f32],
+    y_ld: &'a [f32],
+    dim: usize,
+    out_nl: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Dots {
+            x_nd,
+            y_ld,
+            dim,
+            out_nl,
+        } = self;
+        let count = y_ld.len() / dim;
+        for (x, out_l) in x_nd.chunks_exact(dim).zip(out_nl.chunks_exact_mut(count)) {
+            for (y_bd, out_b) in y_ld.chunks(4 * dim).zip(out_l.chunks_mut(4)) {
+                match out_b.len() {
+                    4 => out_b.copy_from_slice(&block_dots::<S, 4>(simd, x, y_bd)),
+                    3 => out_b.copy_from_slice(&block_dots::<S, 3>(simd, x, y_bd)),
+                    2 => out_b.copy_from_slice(&block_dots::<S, 2>(simd, x, y_bd)),
+                    _ => out_b.copy_from_slice(&block_dots::<S, 1>(simd, x, y_bd)),
+                }
+            }
+        }
+    }
+}
+
+/// Dot products of `x` with R rows lying one after the other.
+#[inline(always)]
+fn block_dots<S: pulp::Simd, const R: usize>(simd: S, x: &[f32], y_rd: &[f32]) -> [f32; R] {
+    let d = x.len();
+    let (x_lanes, x_rest) = S::as_simd_f32s(x);
+    let mut parts: [(&[S::f32s], &[f32]); R] = [(&[], &[]); R];
+    for (r, part) in parts.iter_mut().enumerate() {
+        let (lanes, rest) = S::as_simd_f32s(&y_rd[r * d..(r + 1) * d]);
+        *part = (&lanes[..x_lanes.len()], rest);
+    }
+    let mut sums = [simd.splat_f32s(0.0); R];
+    for (at, x) in x_lanes.iter().enumerate() {
+        for r in 0..R {
+            sums[r] = simd.mul_add_f32s(*x, parts[r].0[at], sums[r]);
+        }
+    }
+    let mut out = [0f32; R];
+    for r in 0..R {
+        let rest: f32 = x_rest.iter().zip(parts[r].1).map(|(x, y)| x * y).sum();
+        out[r] = simd.reduce_sum_f32s(sums[r]) + rest;
+    }
+    out
 }
 
 #[inline(always)]
@@ -268,12 +358,19 @@ mod tests {
             let mut g = [x];
             gelu(&mut g);
             let want = 0.5 * x as f64 * (1.0 + erf_series(x as f64 / 2f64.sqrt()));
-            assert!((g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64), "gelu {x}: {} {want}", g[0]);
+            assert!(
+                (g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64),
+                "gelu {x}: {} {want}",
+                g[0]
+            );
             let mut g = [x];
             gelu_tanh(&mut g);
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x as f64 + 0.044715 * (x as f64).powi(3));
             let want = 0.5 * x as f64 * (1.0 + u.tanh());
-            assert!((g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64), "gelu_tanh {x}");
+            assert!(
+                (g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64),
+                "gelu_tanh {x}"
+            );
         }
         assert_eq!(exp_inline(-1000.0), 0.0);
     }
@@ -283,9 +380,17 @@ mod tests {
         for n in [1, 7, 13, 16, 33, 48] {
             let a: Vec<f32> = (0..n).map(|i| (i % 5) as f32 - 2.0).collect();
             let b: Vec<f32> = (0..n).map(|i| (i % 3) as f32).collect();
-            assert_eq!(dot(&a, &b), a.iter().zip(&b).map(|(x, y)| x * y).sum::<f32>());
+            let five: Vec<f32> = [&b, &a, &b, &b, &a].into_iter().flatten().copied().collect();
+            let (mut got, slow) = (vec![0.0; 5], |y: &[f32]| {
+                a.iter().zip(y).map(|(x, y)| x * y).sum::<f32>()
+            });
+            dots(&a, &five, n, &mut got);
+            assert_eq!(got, [slow(&b), slow(&a), slow(&b), slow(&b), slow(&a)]);
             assert_eq!(squared_norm(&a), a.iter().map(|x| (x * x) as f64).sum::<f64>());
-            assert_eq!(squared_distance(&a, &b), a.iter().zip(&b).map(|(x, y)| ((x - y) * (x - y)) as f64).sum::<f64>());
+            assert_eq!(
+                squared_distance(&a, &b),
+                a.iter().zip(&b).map(|(x, y)| ((x - y) * (x - y)) as f64).sum::<f64>()
+            );
             let mut s = a.clone();
             softmax(&mut s, n, 0.5);
             let total: f64 = a.iter().map(|x| (0.5 * *x as f64).exp()).sum();

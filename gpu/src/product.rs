@@ -17,12 +17,20 @@ pub(crate) struct View<'a, T> {
 impl<'a, T> View<'a, T> {
     /// A row-major matrix whose rows are `width` entries apart.
     pub(crate) fn rows(data: &'a [T], width: usize) -> Self {
-        View { data, row_stride: width, col_stride: 1 }
+        View {
+            data,
+            row_stride: width,
+            col_stride: 1,
+        }
     }
 
     /// The transpose of a row-major matrix whose rows are `width` entries apart.
     pub(crate) fn transposed(data: &'a [T], width: usize) -> Self {
-        View { data, row_stride: 1, col_stride: width }
+        View {
+            data,
+            row_stride: 1,
+            col_stride: width,
+        }
     }
 }
 
@@ -30,18 +38,14 @@ impl<'a, T> View<'a, T> {
 pub(crate) trait Real: Copy + 'static {
     /// 1.
     const ONE: Self;
-    /// 0.
-    const ZERO: Self;
 }
 
 impl Real for f32 {
     const ONE: f32 = 1.0;
-    const ZERO: f32 = 0.0;
 }
 
 impl Real for f64 {
     const ONE: f64 = 1.0;
-    const ZERO: f64 = 0.0;
 }
 
 /// `out = scale * lhs * rhs`, or `out += scale * lhs * rhs` with `add`; `lhs` [rows, inner], `rhs` [inner, cols],
@@ -59,11 +63,20 @@ pub(crate) fn product<T: Real>(
     if rows == 0 || cols == 0 {
         return;
     }
-    assert!(cols <= out_width && (rows - 1) * out_width + cols <= out.len(), "output shorter than its shape");
+    assert!(
+        cols <= out_width && (rows - 1) * out_width + cols <= out.len(),
+        "output shorter than its shape"
+    );
     if inner > 0 {
         let last = |v: View<'_, T>, r: usize, c: usize| (r - 1) * v.row_stride + (c - 1) * v.col_stride;
-        assert!(last(lhs, rows, inner) < lhs.data.len(), "left matrix shorter than its shape");
-        assert!(last(rhs, inner, cols) < rhs.data.len(), "right matrix shorter than its shape");
+        assert!(
+            last(lhs, rows, inner) < lhs.data.len(),
+            "left matrix shorter than its shape"
+        );
+        assert!(
+            last(rhs, inner, cols) < rhs.data.len(),
+            "right matrix shorter than its shape"
+        );
     }
     // SAFETY: the asserts above keep every entry the kernel reads or writes inside its slice; `out` is exclusive.
     unsafe {
@@ -101,7 +114,15 @@ mod tests {
             let a: Vec<f64> = (0..m * k).map(|i| (i % 11) as f64 - 5.0).collect();
             let b: Vec<f64> = (0..k * n).map(|i| (i % 7) as f64 - 3.0).collect();
             let mut out = vec![1.0; m * n];
-            product((m, k, n), 2.0, View::rows(&a, k.max(1)), View::rows(&b, n), true, &mut out, n);
+            product(
+                (m, k, n),
+                2.0,
+                View::rows(&a, k.max(1)),
+                View::rows(&b, n),
+                true,
+                &mut out,
+                n,
+            );
             for r in 0..m {
                 for c in 0..n {
                     let want: f64 = 1.0 + 2.0 * (0..k).map(|i| a[r * k + i] * b[i * n + c]).sum::<f64>();

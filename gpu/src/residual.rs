@@ -122,7 +122,11 @@ pub fn fit(
     let mut residuals_nd = rows_nd.to_vec();
     let (mut codebooks_ckd, mut levels, mut codes_cn) = (Vec::new(), Vec::new(), Vec::new());
     for (level, clusters) in config.codebook_sizes.iter().enumerate() {
-        let at_level = |source| ResidualError::Level { level, levels: count, source };
+        let at_level = |source| ResidualError::Level {
+            level,
+            levels: count,
+            source,
+        };
         if let Some((row, column, value)) = kmeans::first_not_finite(&residuals_nd, dim.max(1)) {
             return Err(at_level(KMeansError::NotFinite { row, column, value }));
         }
@@ -133,24 +137,48 @@ pub fn fit(
             clusters: *clusters,
             init: Init::PlusPlus(config.buffer),
             schedule: config.schedule,
-            seed: config.seed.wrapping_add((level as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            seed: config
+                .seed
+                .wrapping_add((level as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             allow_fewer_distinct: config.allow_fewer_distinct,
         };
         let fit = kmeans::fit(&residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
         let input_mse = mean_norms(&residuals_nd, dim).0;
         subtract(&mut residuals_nd, dim, &fit.labels_n, &fit.centres_kd);
         let (mse, residual_norm) = mean_norms(&residuals_nd, dim);
-        let kmeans::KMeansFit { iterations, converged, used, .. } = fit;
-        let report = LevelReport { mse, residual_norm, input_mse, iterations, converged, used };
+        let kmeans::KMeansFit {
+            iterations,
+            converged,
+            used,
+            ..
+        } = fit;
+        let report = LevelReport {
+            mse,
+            residual_norm,
+            input_mse,
+            iterations,
+            converged,
+            used,
+        };
         on_level(level, &report);
         levels.push(report);
         codebooks_ckd.push(fit.centres_kd);
         codes_cn.push(fit.labels_n);
     }
     let rows = rows_nd.len() / dim;
-    let codes_nc = (0..rows).flat_map(|row| codes_cn.iter().map(move |codes_n| codes_n[row])).collect();
-    let quantizer = ResidualQuantizer { dim, normalize_residuals: config.normalize_residuals, codebooks_ckd };
-    Ok(ResidualFit { quantizer, codes_nc, levels })
+    let codes_nc = (0..rows)
+        .flat_map(|row| codes_cn.iter().map(move |codes_n| codes_n[row]))
+        .collect();
+    let quantizer = ResidualQuantizer {
+        dim,
+        normalize_residuals: config.normalize_residuals,
+        codebooks_ckd,
+    };
+    Ok(ResidualFit {
+        quantizer,
+        codes_nc,
+        levels,
+    })
 }
 
 impl ResidualQuantizer {
@@ -169,7 +197,12 @@ impl ResidualQuantizer {
             }
             let (labels_n, _) = kmeans::assign(&residuals_nd, self.dim, codebook_kd).map_err(at_level)?;
             subtract(&mut residuals_nd, self.dim, &labels_n, codebook_kd);
-            codes_nc.iter_mut().skip(level).step_by(levels).zip(labels_n).for_each(|(to, code)| *to = code);
+            codes_nc
+                .iter_mut()
+                .skip(level)
+                .step_by(levels)
+                .zip(labels_n)
+                .for_each(|(to, code)| *to = code);
         }
         Ok(codes_nc)
     }
@@ -179,7 +212,10 @@ impl ResidualQuantizer {
     pub fn decode(&self, codes_nc: &[u32]) -> Result<Vec<f32>, ResidualError> {
         let levels = self.codebooks_ckd.len();
         if levels == 0 || codes_nc.len() % levels != 0 {
-            return Err(ResidualError::Codes { got: codes_nc.len(), levels });
+            return Err(ResidualError::Codes {
+                got: codes_nc.len(),
+                levels,
+            });
         }
         let mut rows_nd = vec![0f32; codes_nc.len() / levels * self.dim];
         for (row, codes_c) in codes_nc.chunks_exact(levels).enumerate() {
@@ -187,9 +223,17 @@ impl ResidualQuantizer {
                 let (codebook_kd, at) = (&self.codebooks_ckd[level], *code as usize * self.dim);
                 let Some(entry_d) = codebook_kd.get(at..at + self.dim) else {
                     let size = codebook_kd.len() / self.dim;
-                    return Err(ResidualError::Code { row, level, code: *code, size });
+                    return Err(ResidualError::Code {
+                        row,
+                        level,
+                        code: *code,
+                        size,
+                    });
                 };
-                rows_nd[row * self.dim..(row + 1) * self.dim].iter_mut().zip(entry_d).for_each(|(x, e)| *x += e);
+                rows_nd[row * self.dim..(row + 1) * self.dim]
+                    .iter_mut()
+                    .zip(entry_d)
+                    .for_each(|(x, e)| *x += e);
             }
         }
         Ok(rows_nd)
@@ -211,10 +255,15 @@ pub struct CollisionCodes {
 /// Errors: codes that are no whole number of rows.
 pub fn collision_codes(codes_nc: &[u32], levels: usize) -> Result<CollisionCodes, ResidualError> {
     if levels == 0 || codes_nc.len() % levels != 0 {
-        return Err(ResidualError::Codes { got: codes_nc.len(), levels });
+        return Err(ResidualError::Codes {
+            got: codes_nc.len(),
+            levels,
+        });
     }
     let mut counts: HashMap<&[u32], (u32, u32)> = HashMap::new();
-    codes_nc.chunks_exact(levels).for_each(|id| counts.entry(id).or_default().0 += 1);
+    codes_nc
+        .chunks_exact(levels)
+        .for_each(|id| counts.entry(id).or_default().0 += 1);
     let mut codes_n = Vec::with_capacity(codes_nc.len() / levels);
     for id in codes_nc.chunks_exact(levels) {
         let (total, seen) = counts.entry(id).or_default();
@@ -223,7 +272,11 @@ pub fn collision_codes(codes_nc: &[u32], levels: usize) -> Result<CollisionCodes
     }
     let size = codes_n.iter().max().map_or(0, |most| *most as usize + 1);
     let colliding = codes_n.iter().filter(|code| **code > 0).count();
-    Ok(CollisionCodes { codes_n, size, colliding })
+    Ok(CollisionCodes {
+        codes_n,
+        size,
+        colliding,
+    })
 }
 
 /// Divides every row by its L2 norm; a row shorter than 1e-12 is divided by 1e-12.
@@ -245,7 +298,10 @@ fn subtract(rows_nd: &mut [f32], dim: usize, labels_n: &[u32], centres_kd: &[f32
 fn mean_norms(rows_nd: &[f32], dim: usize) -> (f64, f64) {
     let squared_n: Vec<f64> = rows_nd.par_chunks_exact(dim).map(lanes::squared_norm).collect();
     let n = squared_n.len() as f64;
-    (squared_n.iter().sum::<f64>() / n, squared_n.iter().map(|x| x.sqrt()).sum::<f64>() / n)
+    (
+        squared_n.iter().sum::<f64>() / n,
+        squared_n.iter().map(|x| x.sqrt()).sum::<f64>() / n,
+    )
 }
 
 #[cfg(test)]
@@ -254,14 +310,19 @@ mod tests {
     use crate::draws;
 
     fn rows(n: usize, dim: usize) -> Vec<f32> {
-        (0..n * dim).map(|i| (draws::normal(9, (i / dim % 5) as u64, i as u64) + (i / dim % 5) as f64) as f32).collect()
+        (0..n * dim)
+            .map(|i| (draws::normal(9, (i / dim % 5) as u64, i as u64) + (i / dim % 5) as f64) as f32)
+            .collect()
     }
 
     fn config(sizes: &[usize], normalize_residuals: bool) -> ResidualConfig {
         ResidualConfig {
             codebook_sizes: sizes.to_vec(),
             normalize_residuals,
-            schedule: Schedule::Lloyd { max_iterations: 25, tolerance: 0.0 },
+            schedule: Schedule::Lloyd {
+                max_iterations: 25,
+                tolerance: 0.0,
+            },
             buffer: Buffer::All,
             seed: 42,
             allow_fewer_distinct: false,
@@ -281,7 +342,11 @@ mod tests {
         let left: Vec<f32> = x.iter().zip(&back).map(|(a, b)| a - b).collect();
         assert!((mean_norms(&left, 13).0 - before).abs() < 1e-5 * before.max(1.0));
         let fit = super::fit(&x, 13, &config(&[16, 7, 33, 5], true), |_, _| ()).unwrap();
-        assert!(fit.levels.iter().all(|l| (l.input_mse - 1.0).abs() < 1e-6 && l.mse <= l.input_mse));
+        assert!(
+            fit.levels
+                .iter()
+                .all(|l| (l.input_mse - 1.0).abs() < 1e-6 && l.mse <= l.input_mse)
+        );
     }
 
     #[test]
@@ -289,7 +354,10 @@ mod tests {
         let x = rows(900, 33);
         for normalize in [false, true] {
             let run = |threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .expect("pool");
                 pool.install(|| fit(&x, 33, &config(&[32, 16, 8], normalize), |_, _| ()).unwrap())
             };
             let one = run(1);
@@ -303,9 +371,19 @@ mod tests {
     fn collisions_are_numbered_in_row_order() {
         let codes = [1, 2, 3, 4, 1, 2, 5, 6, 1, 2, 5, 6];
         let got = collision_codes(&codes, 2).unwrap();
-        assert_eq!(got, CollisionCodes { codes_n: vec![1, 0, 2, 1, 3, 2], size: 4, colliding: 5 });
+        assert_eq!(
+            got,
+            CollisionCodes {
+                codes_n: vec![1, 0, 2, 1, 3, 2],
+                size: 4,
+                colliding: 5
+            }
+        );
         assert_eq!(collision_codes(&[7, 8], 1).unwrap().size, 1);
-        assert_eq!(collision_codes(&[1, 2, 3], 2).unwrap_err().to_string(), "3 codes are not a whole number of rows of 2");
+        assert_eq!(
+            collision_codes(&[1, 2, 3], 2).unwrap_err().to_string(),
+            "3 codes are not a whole number of rows of 2"
+        );
     }
 
     #[test]
@@ -322,7 +400,10 @@ mod tests {
         );
         assert!(say(&[], &[4]).contains("at least one row"));
         assert!(say(&[1.0, 0.0], &[0]).contains("at least 1"));
-        let allow = ResidualConfig { allow_fewer_distinct: true, ..config(&[2, 2], true) };
+        let allow = ResidualConfig {
+            allow_fewer_distinct: true,
+            ..config(&[2, 2], true)
+        };
         let fit = fit(&[1.0, 0.0, 0.0, 1.0], 2, &allow, |_, _| ()).unwrap();
         assert_eq!((fit.levels[1].used, fit.levels[1].mse), (1, 0.0));
         let wrong = fit.quantizer.decode(&[0, 2]).unwrap_err().to_string();

@@ -114,21 +114,24 @@ impl BertEncoder {
                 .for_each(|(out, x)| block.query_key_value.apply(x, out));
             self.attend(&qkv_t3d, offsets, &mut context_td);
             let inner = self.config.intermediate_size;
-            hidden_td.par_chunks_exact_mut(PANEL * d).zip(context_td.par_chunks_exact(PANEL * d)).for_each_init(
-                || (vec![0f32; PANEL * d], vec![0f32; PANEL * inner]),
-                |(mixed_td, inner_ti), (hidden_td, context_td)| {
-                    block.attention_out.apply(context_td, mixed_td);
-                    block.attention_norm.add(mixed_td, hidden_td);
-                    block.up.apply(mixed_td, inner_ti);
-                    match self.activation {
-                        Activation::Gelu => lanes::gelu(inner_ti),
-                        Activation::GeluTanh => lanes::gelu_tanh(inner_ti),
-                        Activation::Relu => lanes::relu(inner_ti),
-                    }
-                    block.down.apply(inner_ti, hidden_td);
-                    block.norm.add(hidden_td, mixed_td);
-                },
-            );
+            hidden_td
+                .par_chunks_exact_mut(PANEL * d)
+                .zip(context_td.par_chunks_exact(PANEL * d))
+                .for_each_init(
+                    || (vec![0f32; PANEL * d], vec![0f32; PANEL * inner]),
+                    |(mixed_td, inner_ti), (hidden_td, context_td)| {
+                        block.attention_out.apply(context_td, mixed_td);
+                        block.attention_norm.add(mixed_td, hidden_td);
+                        block.up.apply(mixed_td, inner_ti);
+                        match self.activation {
+                            Activation::Gelu => lanes::gelu(inner_ti),
+                            Activation::GeluTanh => lanes::gelu_tanh(inner_ti),
+                            Activation::Relu => lanes::relu(inner_ti),
+                        }
+                        block.down.apply(inner_ti, hidden_td);
+                        block.norm.add(hidden_td, mixed_td);
+                    },
+                );
         }
         hidden_td.truncate(ids_t.len() * d);
         Ok(hidden_td)
@@ -142,9 +145,15 @@ impl BertEncoder {
         for ((row, id), position) in hidden_td.chunks_exact_mut(d).zip(ids_t).zip(positions) {
             let word = &self.words_vd[*id as usize * d..][..d];
             let place = &self.positions_td[position * d..][..d];
-            row.iter_mut().zip(word.iter().zip(place)).for_each(|(x, (w, p))| *x = w + p);
+            row.iter_mut()
+                .zip(word.iter().zip(place))
+                .for_each(|(x, (w, p))| *x = w + p);
         }
-        let Norm { scale_d, shift_d, epsilon } = &self.norm;
+        let Norm {
+            scale_d,
+            shift_d,
+            epsilon,
+        } = &self.norm;
         lanes::layer_norm(&mut hidden_td[..ids_t.len() * d], scale_d, shift_d, *epsilon);
         hidden_td
     }
@@ -161,18 +170,28 @@ impl BertEncoder {
             rest = after;
             tasks.push((own, &qkv_t3d[span[0] * 3 * d..span[1] * 3 * d]));
         }
-        tasks.into_par_iter().for_each_init(Vec::new, |scores_tt: &mut Vec<f32>, (context_td, qkv)| {
-            let t = context_td.len() / d;
-            scores_tt.resize(t * t, 0.0);
-            for head in 0..self.config.num_attention_heads {
-                let query = View::rows(&qkv[head * k..], 3 * d);
-                let key = View::transposed(&qkv[d + head * k..], 3 * d);
-                let value = View::rows(&qkv[2 * d + head * k..], 3 * d);
-                product((t, k, t), 1.0, query, key, false, scores_tt, t);
-                lanes::softmax(scores_tt, t, scale);
-                product((t, t, k), 1.0, View::rows(scores_tt, t), value, false, &mut context_td[head * k..], d);
-            }
-        });
+        tasks
+            .into_par_iter()
+            .for_each_init(Vec::new, |scores_tt: &mut Vec<f32>, (context_td, qkv)| {
+                let t = context_td.len() / d;
+                scores_tt.resize(t * t, 0.0);
+                for head in 0..self.config.num_attention_heads {
+                    let query = View::rows(&qkv[head * k..], 3 * d);
+                    let key = View::transposed(&qkv[d + head * k..], 3 * d);
+                    let value = View::rows(&qkv[2 * d + head * k..], 3 * d);
+                    product((t, k, t), 1.0, query, key, false, scores_tt, t);
+                    lanes::softmax(scores_tt, t, scale);
+                    product(
+                        (t, t, k),
+                        1.0,
+                        View::rows(scores_tt, t),
+                        value,
+                        false,
+                        &mut context_td[head * k..],
+                        d,
+                    );
+                }
+            });
     }
 }
 

@@ -31,7 +31,12 @@ impl PaddedBert {
             tensors.insert(name, tensor);
         }
         let activation = config.activation().unwrap_or(Activation::Gelu);
-        Ok(PaddedBert { config, activation, tensors, device: device.clone() })
+        Ok(PaddedBert {
+            config,
+            activation,
+            tensors,
+            device: device.clone(),
+        })
     }
 
     /// The configuration the encoder was built from.
@@ -71,10 +76,14 @@ impl PaddedBert {
         let (b, t) = ids_bt.dims2()?;
         let (d, h) = (self.config.hidden_size, self.config.num_attention_heads);
         let k = d / h;
-        let words = self.get("embeddings.word_embeddings.weight").index_select(&ids_bt.flatten_all()?, 0)?;
+        let words = self
+            .get("embeddings.word_embeddings.weight")
+            .index_select(&ids_bt.flatten_all()?, 0)?;
         let positions_td = self.get("embeddings.position_embeddings.weight").narrow(0, 0, t)?;
         let type_1d = self.get("embeddings.token_type_embeddings.weight").narrow(0, 0, 1)?;
-        let x_btd = words.reshape((b, t, d))?.broadcast_add(&positions_td.broadcast_add(&type_1d)?)?;
+        let x_btd = words
+            .reshape((b, t, d))?
+            .broadcast_add(&positions_td.broadcast_add(&type_1d)?)?;
         let mut x_btd = self.norm(&x_btd, "embeddings.LayerNorm")?;
         for layer in 0..self.config.num_hidden_layers {
             let at = |name: &str| format!("encoder.layer.{layer}.{name}");
@@ -109,13 +118,15 @@ impl PaddedBert {
         let (b, t, width) = x.dims3()?;
         let weight_oi = self.get(&format!("{name}.weight"));
         let y = x.reshape((b * t, width))?.matmul(&weight_oi.t()?)?;
-        y.broadcast_add(self.get(&format!("{name}.bias")))?.reshape((b, t, weight_oi.dim(0)?))
+        y.broadcast_add(self.get(&format!("{name}.bias")))?
+            .reshape((b, t, weight_oi.dim(0)?))
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> candle_core::Result<Tensor> {
         let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
         let x = x.broadcast_div(&(variance + self.config.layer_norm_eps)?.sqrt()?)?;
-        x.broadcast_mul(self.get(&format!("{name}.weight")))?.broadcast_add(self.get(&format!("{name}.bias")))
+        x.broadcast_mul(self.get(&format!("{name}.weight")))?
+            .broadcast_add(self.get(&format!("{name}.bias")))
     }
 }

@@ -25,26 +25,49 @@ impl BertWeights {
         let expected = expected_shapes(config);
         let mut tensors = BTreeMap::new();
         for path in files {
-            let bytes = std::fs::read(&path).map_err(|source| BertError::Read { path: path.clone(), source })?;
-            let file = SafeTensors::deserialize(&bytes)
-                .map_err(|e| BertError::Malformed { path: path.clone(), problem: e.to_string() })?;
+            let bytes = std::fs::read(&path).map_err(|source| BertError::Read {
+                path: path.clone(),
+                source,
+            })?;
+            let file = SafeTensors::deserialize(&bytes).map_err(|e| BertError::Malformed {
+                path: path.clone(),
+                problem: e.to_string(),
+            })?;
             for (full_name, view) in file.iter() {
                 let name = current_name(full_name.strip_prefix("bert.").unwrap_or(full_name));
-                let Some((_, shape)) = expected.iter().find(|(n, _)| *n == name) else { continue };
+                let Some((_, shape)) = expected.iter().find(|(n, _)| *n == name) else {
+                    continue;
+                };
                 if view.shape() != shape {
                     let (got, expected) = (view.shape().to_vec(), shape.clone());
-                    return Err(BertError::Shape { path, name, got, expected });
+                    return Err(BertError::Shape {
+                        path,
+                        name,
+                        got,
+                        expected,
+                    });
                 }
                 let Some(values) = to_f32(view.dtype(), view.data()) else {
-                    return Err(BertError::ElementType { path, name, got: format!("{:?}", view.dtype()) });
+                    return Err(BertError::ElementType {
+                        path,
+                        name,
+                        got: format!("{:?}", view.dtype()),
+                    });
                 };
                 tensors.insert(name, values);
             }
         }
-        let missing: Vec<String> =
-            expected.iter().map(|(name, _)| name.clone()).filter(|name| !tensors.contains_key(name)).collect();
+        let missing: Vec<String> = expected
+            .iter()
+            .map(|(name, _)| name.clone())
+            .filter(|name| !tensors.contains_key(name))
+            .collect();
         if !missing.is_empty() {
-            return Err(BertError::MissingTensors { path: named_in, missing, expected: expected.len() });
+            return Err(BertError::MissingTensors {
+                path: named_in,
+                missing,
+                expected: expected.len(),
+            });
         }
         Ok(BertWeights { tensors })
     }
@@ -64,9 +87,18 @@ impl BertWeights {
 pub(super) fn expected_shapes(config: &BertConfig) -> Vec<(String, Vec<usize>)> {
     let (d, inner) = (config.hidden_size, config.intermediate_size);
     let mut out = vec![
-        ("embeddings.word_embeddings.weight".to_string(), vec![config.vocab_size, d]),
-        ("embeddings.position_embeddings.weight".to_string(), vec![config.max_position_embeddings, d]),
-        ("embeddings.token_type_embeddings.weight".to_string(), vec![config.type_vocab_size, d]),
+        (
+            "embeddings.word_embeddings.weight".to_string(),
+            vec![config.vocab_size, d],
+        ),
+        (
+            "embeddings.position_embeddings.weight".to_string(),
+            vec![config.max_position_embeddings, d],
+        ),
+        (
+            "embeddings.token_type_embeddings.weight".to_string(),
+            vec![config.type_vocab_size, d],
+        ),
         ("embeddings.LayerNorm.weight".to_string(), vec![d]),
         ("embeddings.LayerNorm.bias".to_string(), vec![d]),
     ];
@@ -92,7 +124,10 @@ pub(super) fn expected_shapes(config: &BertConfig) -> Vec<(String, Vec<usize>)> 
 
 /// The first BERT checkpoints call the scale and shift of a layer norm `gamma` and `beta`.
 fn current_name(name: &str) -> String {
-    match (name.strip_suffix("LayerNorm.gamma"), name.strip_suffix("LayerNorm.beta")) {
+    match (
+        name.strip_suffix("LayerNorm.gamma"),
+        name.strip_suffix("LayerNorm.beta"),
+    ) {
         (Some(stem), _) => format!("{stem}LayerNorm.weight"),
         (_, Some(stem)) => format!("{stem}LayerNorm.bias"),
         _ => name.to_string(),
@@ -106,14 +141,22 @@ fn weight_files(folder: &Path) -> Result<(PathBuf, Vec<PathBuf>), BertError> {
     if single.exists() || !index.exists() {
         return Ok((single.clone(), vec![single]));
     }
-    let malformed = |problem: String| BertError::Malformed { path: index.clone(), problem };
-    let text = std::fs::read_to_string(&index).map_err(|source| BertError::Read { path: index.clone(), source })?;
+    let malformed = |problem: String| BertError::Malformed {
+        path: index.clone(),
+        problem,
+    };
+    let text = std::fs::read_to_string(&index).map_err(|source| BertError::Read {
+        path: index.clone(),
+        source,
+    })?;
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
     let map = value.get("weight_map").and_then(|m| m.as_object());
     let map = map.ok_or_else(|| malformed("no object \"weight_map\"".into()))?;
     let mut files: Vec<PathBuf> = Vec::new();
     for (name, file) in map {
-        let file = file.as_str().ok_or_else(|| malformed(format!("the file of tensor {name} is not a string")))?;
+        let file = file
+            .as_str()
+            .ok_or_else(|| malformed(format!("the file of tensor {name} is not a string")))?;
         files.push(folder.join(file));
     }
     files.sort();
@@ -126,9 +169,12 @@ fn to_f32(kind: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     match kind {
         Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
         Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::F32 => {
-            Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        }
+        Dtype::F32 => Some(
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        ),
         _ => None,
     }
 }

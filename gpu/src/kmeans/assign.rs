@@ -20,7 +20,10 @@ const ROUNDOFF: f64 = 1.0 / (1u32 << 24) as f64;
 /// distance to it. Errors: no row, no centre, slices that are no whole rows, values that are not finite.
 pub fn assign(rows_nd: &[f32], dim: usize, centres_kd: &[f32]) -> Result<(Vec<u32>, Vec<f64>), KMeansError> {
     if dim == 0 || rows_nd.is_empty() {
-        return Err(KMeansError::Empty { rows: rows_nd.len().checked_div(dim).unwrap_or(0), columns: dim });
+        return Err(KMeansError::Empty {
+            rows: rows_nd.len().checked_div(dim).unwrap_or(0),
+            columns: dim,
+        });
     }
     if centres_kd.is_empty() {
         return Err(KMeansError::NoClusters);
@@ -28,7 +31,11 @@ pub fn assign(rows_nd: &[f32], dim: usize, centres_kd: &[f32]) -> Result<(Vec<u3
     for (what, values) in [("the rows", rows_nd), ("the centres", centres_kd)] {
         let got = values.len();
         if got % dim != 0 {
-            return Err(KMeansError::Length { what, got, expected: got / dim * dim });
+            return Err(KMeansError::Length {
+                what,
+                got,
+                expected: got / dim * dim,
+            });
         }
         if let Some((row, column, value)) = first_not_finite(values, dim) {
             return Err(KMeansError::NotFinite { row, column, value });
@@ -62,7 +69,13 @@ impl Centres {
         let squared: Vec<f64> = centres_kd.chunks_exact(dim).map(lanes::squared_norm).collect();
         let largest_norm = squared.iter().fold(0f64, |a, b| a.max(*b)).sqrt();
         let squared_norm_k = squared.iter().map(|x| *x as f32).collect();
-        Centres { centres_kd, dim, centres_dk, squared_norm_k, largest_norm }
+        Centres {
+            centres_kd,
+            dim,
+            centres_dk,
+            squared_norm_k,
+            largest_norm,
+        }
     }
 
     fn centre(&self, k: usize) -> &[f32] {
@@ -75,19 +88,35 @@ impl Centres {
         scores_nk.resize(n * k, 0.0);
         let (x, c) = (View::rows(panel_nd, self.dim), View::rows(&self.centres_dk, k));
         product((n, self.dim, k), 1.0, x, c, false, scores_nk, k);
-        for (at, (row_d, scores_k)) in panel_nd.chunks_exact(self.dim).zip(scores_nk.chunks_exact_mut(k)).enumerate() {
+        for (at, (row_d, scores_k)) in panel_nd
+            .chunks_exact(self.dim)
+            .zip(scores_nk.chunks_exact_mut(k))
+            .enumerate()
+        {
             let least = lanes::scores_from_dots(scores_k, &self.squared_norm_k);
             let squared = lanes::squared_norm(row_d);
             let error = self.score_error(squared.sqrt());
             // where a product could overflow f32, every centre is compared in f64
             let safe = squared.max(self.largest_norm * self.largest_norm) < 1e36;
-            let bound = if safe { ((least as f64 + 2.0 * error) as f32).next_up() } else { f32::INFINITY };
+            let bound = if safe {
+                ((least as f64 + 2.0 * error) as f32).next_up()
+            } else {
+                f32::INFINITY
+            };
             let (close, first) = lanes::count_at_most(scores_k, bound);
-            let label = if close == 1 && safe { first } else { self.decide(row_d, scores_k, bound) };
+            let label = if close == 1 && safe {
+                first
+            } else {
+                self.decide(row_d, scores_k, bound)
+            };
             let own = scores_k[label];
             scores_k[label] = f32::INFINITY;
             let second = lanes::least(scores_k);
-            let bounds = if safe { Bounds::new(squared, own, second, error) } else { Bounds::UNKNOWN };
+            let bounds = if safe {
+                Bounds::new(squared, own, second, error)
+            } else {
+                Bounds::UNKNOWN
+            };
             found(at, label as u32, bounds);
         }
     }
@@ -128,20 +157,29 @@ struct Bounds {
 }
 
 impl Bounds {
-    const UNKNOWN: Bounds = Bounds { own: f32::INFINITY, other: 0.0 };
+    const UNKNOWN: Bounds = Bounds {
+        own: f32::INFINITY,
+        other: 0.0,
+    };
 
     /// From the squared norm of the row, the scores of its centre and of the second, and the error of a score.
     fn new(squared: f64, own: f32, second: f32, error: f64) -> Self {
         let own = (squared + own as f64 + error).max(0.0).sqrt();
         let other = (squared + second as f64 - error).max(0.0).sqrt();
-        Bounds { own: (own * 1.000001) as f32, other: (other * 0.999999) as f32 }
+        Bounds {
+            own: (own * 1.000001) as f32,
+            other: (other * 0.999999) as f32,
+        }
     }
 }
 
 impl Assignment {
     pub(super) fn new(rows_nd: &[f32], centres: &Centres) -> Self {
         let n = rows_nd.len() / centres.dim;
-        let mut state = Assignment { labels_n: vec![0; n], bounds_n: vec![Bounds::default(); n] };
+        let mut state = Assignment {
+            labels_n: vec![0; n],
+            bounds_n: vec![Bounds::default(); n],
+        };
         let all: Vec<u32> = (0..n as u32).collect();
         state.assign_rows(rows_nd, centres, &all);
         state
@@ -193,7 +231,8 @@ impl Assignment {
                         &rows_nd[first * d..(first + rows.len()) * d]
                     } else {
                         panel_nd.clear();
-                        rows.iter().for_each(|r| panel_nd.extend_from_slice(&rows_nd[*r as usize * d..][..d]));
+                        rows.iter()
+                            .for_each(|r| panel_nd.extend_from_slice(&rows_nd[*r as usize * d..][..d]));
                         panel_nd
                     };
                     let mut out = Vec::with_capacity(rows.len());
@@ -218,7 +257,9 @@ mod tests {
     use crate::draws;
 
     fn rows(seed: u64, n: usize, offset: f64) -> Vec<f32> {
-        (0..n).map(|i| (offset + draws::normal(seed, 0, i as u64)) as f32).collect()
+        (0..n)
+            .map(|i| (offset + draws::normal(seed, 0, i as u64)) as f32)
+            .collect()
     }
 
     fn slow(rows_nd: &[f32], dim: usize, centres_kd: &[f32]) -> Vec<u32> {
@@ -237,7 +278,12 @@ mod tests {
 
     #[test]
     fn agrees_with_its_slow_twin_even_under_an_offset() {
-        for (n, d, k, offset) in [(257, 7, 13, 0.0), (33, 33, 1, 0.0), (300, 13, 40, 1e4), (129, 48, 33, -100.0)] {
+        for (n, d, k, offset) in [
+            (257, 7, 13, 0.0),
+            (33, 33, 1, 0.0),
+            (300, 13, 40, 1e4),
+            (129, 48, 33, -100.0),
+        ] {
             let (x, c) = (rows(1, n * d, offset), rows(2, k * d, offset));
             assert_eq!(assign(&x, d, &c).unwrap().0, slow(&x, d, &c), "{n} {d} {k} {offset}");
         }
@@ -259,9 +305,14 @@ mod tests {
         for step in 0..30 {
             let before = c.clone();
             let scale = if step < 15 { 0.2 } else { 0.01 };
-            c.iter_mut().enumerate().for_each(|(i, v)| *v += (scale * draws::normal(5, step, i as u64)) as f32);
-            let shifts: Vec<f64> =
-                c.chunks_exact(d).zip(before.chunks_exact(d)).map(|(a, b)| lanes::squared_distance(a, b)).collect();
+            c.iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v += (scale * draws::normal(5, step, i as u64)) as f32);
+            let shifts: Vec<f64> = c
+                .chunks_exact(d)
+                .zip(before.chunks_exact(d))
+                .map(|(a, b)| lanes::squared_distance(a, b))
+                .collect();
             state.update(&x, &Centres::new(c.clone(), d), &shifts);
             assert_eq!(state.labels_n, slow(&x, d, &c), "step {step}");
         }

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use super::{Buffer, KMeansConfig, KMeansError};
-use crate::product::{View, product};
 use crate::{draws, lanes};
 
 /// Rows per task.
@@ -27,35 +26,58 @@ pub(super) fn plus_plus(
         Buffer::All => (0..n).collect(),
         Buffer::First(most) => (0..n.min(most)).collect(),
         Buffer::Sampled(most) => {
-            let mut rows: Vec<usize> =
-                draws::permutation(config.seed, STREAM_BUFFER, n).into_iter().take(most).map(|i| i as usize).collect();
+            let mut rows: Vec<usize> = draws::permutation(config.seed, STREAM_BUFFER, n)
+                .into_iter()
+                .take(most)
+                .map(|i| i as usize)
+                .collect();
             rows.sort();
             rows
         }
     };
-    let weights: Vec<f64> = picked.iter().map(|row| weights_n.map_or(1.0, |w| w[*row] as f64)).collect();
+    let weights: Vec<f64> = picked
+        .iter()
+        .map(|row| weights_n.map_or(1.0, |w| w[*row] as f64))
+        .collect();
     let own_nd: Vec<f32>;
     let rows_nd = if picked.len() == n {
         rows_nd
     } else {
-        own_nd = picked.iter().flat_map(|row| &rows_nd[row * dim..(row + 1) * dim]).copied().collect();
+        own_nd = picked
+            .iter()
+            .flat_map(|row| &rows_nd[row * dim..(row + 1) * dim])
+            .copied()
+            .collect();
         &own_nd
     };
     let distinct = count_distinct(rows_nd, dim, &weights, config.clusters);
     if distinct < config.clusters && !config.allow_fewer_distinct {
-        return Err(KMeansError::TooFewDistinct { clusters: config.clusters, distinct, rows: picked.len() });
+        return Err(KMeansError::TooFewDistinct {
+            clusters: config.clusters,
+            distinct,
+            rows: picked.len(),
+        });
     }
     let mut seeder = Seeder::new(rows_nd, dim, weights, config.seed);
     let trials = 2 + (config.clusters as f64).ln() as usize;
     let mut chosen = vec![seeder.draw_by_weight()];
     seeder.accept(&[chosen[0]]);
     while chosen.len() < config.clusters {
-        let Some(candidates) = seeder.draw(chosen.len() as u64, trials) else { break };
+        let Some(candidates) = seeder.draw(chosen.len() as u64, trials) else {
+            break;
+        };
         chosen.push(seeder.accept(&candidates));
     }
     let found = chosen.len();
     chosen.resize(config.clusters, chosen[0]);
-    Ok((chosen.iter().flat_map(|row| &rows_nd[row * dim..(row + 1) * dim]).copied().collect(), found))
+    Ok((
+        chosen
+            .iter()
+            .flat_map(|row| &rows_nd[row * dim..(row + 1) * dim])
+            .copied()
+            .collect(),
+        found,
+    ))
 }
 
 /// Distinct rows of positive weight, counted up to `enough`.
@@ -84,9 +106,19 @@ struct Seeder<'a> {
 
 impl<'a> Seeder<'a> {
     fn new(rows_nd: &'a [f32], dim: usize, weights: Vec<f64>, seed: u64) -> Self {
-        let squared_norm_n = rows_nd.par_chunks_exact(dim).map(|row| lanes::squared_norm(row) as f32).collect();
+        let squared_norm_n = rows_nd
+            .par_chunks_exact(dim)
+            .map(|row| lanes::squared_norm(row) as f32)
+            .collect();
         let nearest_n = vec![f32::INFINITY; weights.len()];
-        Seeder { rows_nd, dim, squared_norm_n, weights, nearest_n, seed }
+        Seeder {
+            rows_nd,
+            dim,
+            squared_norm_n,
+            weights,
+            nearest_n,
+            seed,
+        }
     }
 
     fn row(&self, row: usize) -> &[f32] {
@@ -112,35 +144,34 @@ impl<'a> Seeder<'a> {
     /// Takes the candidate that leaves the least weighted sum of distances (ties: the first) and returns it.
     fn accept(&mut self, candidates: &[usize]) -> usize {
         let count = candidates.len();
-        let mut candidates_dl = vec![0f32; self.dim * count];
-        for (l, row) in candidates.iter().enumerate() {
-            for (i, x) in self.row(*row).iter().enumerate() {
-                candidates_dl[i * count + l] = *x;
-            }
-        }
+        let candidates_ld: Vec<f32> = candidates.iter().flat_map(|row| self.row(*row)).copied().collect();
         let panels: Vec<(Vec<f32>, Vec<f64>)> = self
             .rows_nd
             .par_chunks(PANEL * self.dim)
             .enumerate()
-            .map(|(panel, rows_nd)| self.distances(panel * PANEL, rows_nd, candidates, &candidates_dl))
+            .map(|(panel, rows_nd)| self.distances(panel * PANEL, rows_nd, candidates, &candidates_ld))
             .collect();
         let mut left_l = vec![0f64; count];
         for (_, sums) in &panels {
             left_l.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
         let best = (0..count).fold(0, |best, l| if left_l[l] < left_l[best] { l } else { best });
-        let columns = panels.iter().flat_map(|(nearest_nl, _)| nearest_nl.iter().skip(best).step_by(count));
-        self.nearest_n.iter_mut().zip(columns).for_each(|(to, from)| *to = *from);
+        let columns = panels
+            .iter()
+            .flat_map(|(nearest_nl, _)| nearest_nl.iter().skip(best).step_by(count));
+        self.nearest_n
+            .iter_mut()
+            .zip(columns)
+            .for_each(|(to, from)| *to = *from);
         candidates[best]
     }
 
     /// For a panel of rows: the squared distances to the nearest centre if candidate l were one [n, L], and their
     /// weighted sums [L].
-    fn distances(&self, first: usize, rows_nd: &[f32], candidates: &[usize], with_dl: &[f32]) -> (Vec<f32>, Vec<f64>) {
+    fn distances(&self, first: usize, rows_nd: &[f32], candidates: &[usize], with_ld: &[f32]) -> (Vec<f32>, Vec<f64>) {
         let (count, n) = (candidates.len(), rows_nd.len() / self.dim);
         let mut nearest_nl = vec![0f32; n * count];
-        let (x, c) = (View::rows(rows_nd, self.dim), View::rows(with_dl, count));
-        product((n, self.dim, count), 1.0, x, c, false, &mut nearest_nl, count);
+        lanes::dots(rows_nd, with_ld, self.dim, &mut nearest_nl);
         let mut sums = vec![0f64; count];
         for (at, nearest_l) in nearest_nl.chunks_exact_mut(count).enumerate() {
             let row = first + at;
@@ -152,7 +183,11 @@ impl<'a> Seeder<'a> {
                     // cancellation: sum the differences instead
                     distance = lanes::squared_distance(self.row(row), self.row(candidates[l])) as f32;
                 }
-                *value = if distance < self.nearest_n[row] { distance } else { self.nearest_n[row] };
+                *value = if distance < self.nearest_n[row] {
+                    distance
+                } else {
+                    self.nearest_n[row]
+                };
                 sums[l] += *value as f64 * self.weights[row];
             }
         }
@@ -174,5 +209,9 @@ fn pick(sums: &[f64], at: f64) -> usize {
     let total = sums.last().copied().unwrap_or(0.0);
     let found = sums.partition_point(|sum| *sum <= at * total);
     // rounding can carry `at * total` to the total itself: take the last row of positive weight
-    if found < sums.len() { found } else { sums.partition_point(|sum| *sum < total) }
+    if found < sums.len() {
+        found
+    } else {
+        sums.partition_point(|sum| *sum < total)
+    }
 }
