@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p sluice-gpu --bench numerics -- encode <checkpoint folder> <token ids .json> <embeddings out .f32>`
 //! `cargo bench -p sluice-gpu --bench numerics -- residual <embeddings .f32> <width>`
+//! `cargo bench -p sluice-gpu --bench numerics -- svd <texts .json> <dim>`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -10,12 +11,15 @@ use std::time::Instant;
 use sluice_gpu::encoder::{EncodeOptions, Pooling, TextEncoder};
 use sluice_gpu::kmeans::{Buffer, Schedule};
 use sluice_gpu::residual::{self, ResidualConfig};
+use sluice_gpu::svd::{SvdConfig, truncated_svd};
+use sluice_gpu::tfidf::{Tfidf, TfidfConfig};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["encode", folder, ids, out] => encode(folder, ids, out),
+        ["svd", texts, dim] => svd(texts, dim.parse().unwrap()),
         ["residual", rows, width] => residual(rows, width.parse().unwrap()),
         other => println!("nothing to time for {other:?}"),
     }
@@ -102,6 +106,30 @@ fn residual(rows: &str, dim: usize) {
             collisions.colliding
         );
     }
+}
+
+fn svd(texts: &str, dim: usize) {
+    let texts: Vec<String> = serde_json::from_str(&std::fs::read_to_string(texts).unwrap()).unwrap();
+    let (start, before) = (Instant::now(), cpu_seconds());
+    let (tfidf, rows) = Tfidf::fit(&texts, &TfidfConfig::default()).unwrap();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
+    println!(
+        "tfidf: {} x {}, {seconds:.2} s ({cpu:.2} CPU s)",
+        texts.len(),
+        tfidf.terms_v.len()
+    );
+    let (start, before) = (Instant::now(), cpu_seconds());
+    let config = SvdConfig {
+        dim,
+        oversampling: 10,
+        power_iterations: 5,
+        normalize: true,
+        seed: 42,
+    };
+    let svd = truncated_svd(&rows, &config).unwrap();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
+    let explained: f64 = svd.explained_variance_ratio_d.iter().sum();
+    println!("svd: dim {dim}, {seconds:.2} s ({cpu:.2} CPU s), explained variance {explained:.5}");
 }
 
 /// Seconds of processor time this process has used (Linux; 0 elsewhere): what to read on a busy machine.

@@ -5,6 +5,8 @@
 
 mod forward;
 mod padded;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -223,7 +225,7 @@ impl BertConfig {
                 return refuse(key, "0".into(), "at least 1");
             }
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return refuse(
                 "num_attention_heads",
                 self.num_attention_heads.to_string(),

@@ -194,3 +194,112 @@ fn pool(hidden_td: &[f32], d: usize, options: &EncodeOptions) -> Vec<f32> {
     }
     out_d
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// The MiniLM checkpoint, or `None` (with a printed reason) where it is not on this machine.
+    #[allow(clippy::print_stderr)]
+    fn minilm() -> Option<PathBuf> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let data = std::env::var_os("SLUICE_DATA").map_or(workspace.join("../shared/data"), PathBuf::from);
+        let folder = data.join("all-MiniLM-L6-v2-f16");
+        if !folder.join("model.safetensors").exists() {
+            eprintln!(
+                "skipped: {} is absent; set SLUICE_DATA to the folder that holds it",
+                folder.display()
+            );
+            return None;
+        }
+        Some(folder)
+    }
+
+    /// "This is an example sentence".
+    const EXAMPLE: [u32; 7] = [101, 2023, 2003, 2019, 2742, 6251, 102];
+    const MEAN: EncodeOptions = EncodeOptions {
+        pooling: Pooling::Mean,
+        normalize: true,
+        max_length: 128,
+    };
+
+    #[test]
+    fn minilm_embeds_the_example_sentence() {
+        let Some(folder) = minilm() else { return };
+        let encoder = TextEncoder::load(&folder, &Device::Cpu).expect("an encoder");
+        let mut texts = vec![
+            EXAMPLE.to_vec(),
+            vec![101, 7, 102],
+            EXAMPLE[..3].to_vec(),
+            vec![101; 200],
+        ];
+        let mut calls = Vec::new();
+        let got = encoder
+            .encode(&texts, &MEAN, |done, all| calls.push((done, all)))
+            .expect("embeddings");
+        assert_eq!(calls, [(4, 4)]);
+        assert_eq!(got.len(), 4 * encoder.dim());
+        for (got, want) in got.iter().zip([0.0677, 0.0635, 0.0487, 0.0793, 0.0374]) {
+            assert!((got - want).abs() < 1e-3, "{got} {want}");
+        }
+        for row in got.chunks_exact(encoder.dim()) {
+            assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+        let alone = encoder.encode(&texts[..1], &MEAN, |_, _| ()).expect("embeddings");
+        assert_eq!(alone, got[..encoder.dim()]);
+        texts[3] = vec![101; 128];
+        assert_eq!(encoder.encode(&texts, &MEAN, |_, _| ()).expect("embeddings"), got);
+        texts[2] = Vec::new();
+        let error = encoder.encode(&texts, &MEAN, |_, _| ()).expect_err("an error");
+        assert_eq!(error.to_string(), "sequence 2 has no token");
+        texts[2] = vec![1; 513];
+        let error = encoder
+            .encode(
+                &texts,
+                &EncodeOptions {
+                    max_length: 600,
+                    ..MEAN
+                },
+                |_, _| (),
+            )
+            .expect_err("an error");
+        assert_eq!(
+            error.to_string(),
+            "sequence 2 has 513 tokens, the model has 512 positions"
+        );
+    }
+
+    #[test]
+    fn poolings_by_hand() {
+        let hidden_td = [1.0, 2.0, 3.0, 4.0, 8.0, 0.0];
+        let with = |pooling, normalize| {
+            pool(
+                &hidden_td,
+                2,
+                &EncodeOptions {
+                    pooling,
+                    normalize,
+                    max_length: 8,
+                },
+            )
+        };
+        assert_eq!(with(Pooling::Cls, false), [1.0, 2.0]);
+        assert_eq!(with(Pooling::LastToken, false), [8.0, 0.0]);
+        assert_eq!(with(Pooling::Mean, false), [4.0, 2.0]);
+        assert_eq!(with(Pooling::LastToken, true), [1.0, 0.0]);
+    }
+
+    #[test]
+    fn truncation_keeps_the_closing_token() {
+        let cut = |most| {
+            let mut ids = Vec::new();
+            push_truncated(&mut ids, &[9, 1, 2, 3, 8], most);
+            ids
+        };
+        assert_eq!(cut(5), [9, 1, 2, 3, 8]);
+        assert_eq!(cut(3), [9, 1, 8]);
+        assert_eq!(cut(1), [8]);
+        assert!(cut(0).is_empty());
+    }
+}

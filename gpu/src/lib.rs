@@ -7,3 +7,5 @@ pub mod kmeans;
 mod lanes;
 mod product;
 pub mod residual;
+pub mod svd;
+pub mod tfidf;

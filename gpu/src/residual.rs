@@ -211,7 +211,7 @@ impl ResidualQuantizer {
     /// is a direction only up to the scales that normalisation dropped.
     pub fn decode(&self, codes_nc: &[u32]) -> Result<Vec<f32>, ResidualError> {
         let levels = self.codebooks_ckd.len();
-        if levels == 0 || codes_nc.len() % levels != 0 {
+        if levels == 0 || !codes_nc.len().is_multiple_of(levels) {
             return Err(ResidualError::Codes {
                 got: codes_nc.len(),
                 levels,
@@ -254,7 +254,7 @@ pub struct CollisionCodes {
 /// Collision codes of `codes_NC` (row-major, C = `levels`), as GRID: a unique id gets 0, each of n colliding rows 1..n.
 /// Errors: codes that are no whole number of rows.
 pub fn collision_codes(codes_nc: &[u32], levels: usize) -> Result<CollisionCodes, ResidualError> {
-    if levels == 0 || codes_nc.len() % levels != 0 {
+    if levels == 0 || !codes_nc.len().is_multiple_of(levels) {
         return Err(ResidualError::Codes {
             got: codes_nc.len(),
             levels,
