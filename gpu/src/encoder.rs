@@ -11,7 +11,7 @@ use crate::bert::{BertConfig, BertEncoder, BertError, BertWeights, PaddedBert};
 use crate::lanes;
 
 /// Tokens per batch on the CPU: enough panels for every thread, small enough to stay in the last-level cache.
-const TOKENS_PER_BATCH: usize = 4096;
+const TOKENS_PER_BATCH: usize = 8192;
 /// Tokens per batch, padding included, on a device.
 const DEVICE_TOKENS_PER_BATCH: usize = 32_768;
 
@@ -233,21 +233,27 @@ mod tests {
             vec![101, 7, 102],
             EXAMPLE[..3].to_vec(),
             vec![101; 200],
+            vec![2019; 100],
+            vec![2742; 120],
         ];
         let mut calls = Vec::new();
         let got = encoder
             .encode(&texts, &MEAN, |done, all| calls.push((done, all)))
             .expect("embeddings");
-        assert_eq!(calls, [(4, 4)]);
-        assert_eq!(got.len(), 4 * encoder.dim());
+        assert_eq!(calls, [(6, 6)]);
+        assert_eq!(got.len(), 6 * encoder.dim());
         for (got, want) in got.iter().zip([0.0677, 0.0635, 0.0487, 0.0793, 0.0374]) {
             assert!((got - want).abs() < 1e-3, "{got} {want}");
         }
         for row in got.chunks_exact(encoder.dim()) {
             assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
         }
-        let alone = encoder.encode(&texts[..1], &MEAN, |_, _| ()).expect("embeddings");
-        assert_eq!(alone, got[..encoder.dim()]);
+        for (text, row) in texts.iter().zip(got.chunks_exact(encoder.dim())) {
+            let alone = encoder
+                .encode(std::slice::from_ref(text), &MEAN, |_, _| ())
+                .expect("embeddings");
+            assert_eq!(alone, row);
+        }
         texts[3] = vec![101; 128];
         assert_eq!(encoder.encode(&texts, &MEAN, |_, _| ()).expect("embeddings"), got);
         texts[2] = Vec::new();

@@ -66,6 +66,33 @@ fn squared_norm<'a>(a: &'a [f32]) -> f64 {
 
 }
 
+/// `sum[i] += weight * row[i]`, all in f64.
+fn add_scaled_f64<'a>(sum: &'a mut [f64], row: &'a [f64], weight: f64) -> () {
+    for (s, x) in sum.iter_mut().zip(row) {
+        *s += weight * *x;
+    }
+}
+
+/// `sum_i a[i] * b[i]` in f64.
+fn dot_f64<'a>(a: &'a [f64], b: &'a [f64]) -> f64 {
+    let mut sums = [0f64; LANES];
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    for (x, y) in a_lanes.iter().zip(b_lanes) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum::<f64>()
+}
+
+/// `(a, b) = (c a - s b, s a + c b)`.
+fn rotate_f64<'a>(a: &'a mut [f64], b: &'a mut [f64], c: f64, s: f64) -> () {
+    for (x, y) in a.iter_mut().zip(b.iter_mut()) {
+        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+    }
+}
+
 /// `sum[i] += weight * row[i]` in f64.
 fn add_scaled<'a>(sum: &'a mut [f64], row: &'a [f32], weight: f64) -> () {
 

@@ -1,8 +1,9 @@
 //! The CPU forward pass of BERT on packed sequences: no padding is computed.
 //!
-//! Tokens of all sequences lie one after the other. Linear layers run on panels of [`PANEL`] tokens, always of that
-//! size (the last is filled up with zero rows), so a token's result depends neither on the number of threads nor on
-//! what else is in the batch; attention runs per sequence and head.
+//! Tokens of all sequences lie one after the other. Linear layers run on panels of [`PANEL`] tokens, the rest on
+//! panels of [`SMALL_PANEL`] (the last filled up with zero rows). The product sums along a row in the same order for
+//! both sizes, so a token's result depends neither on the number of threads nor on what else is in the batch;
+//! attention runs per sequence and head.
 
 use std::path::Path;
 
@@ -12,8 +13,10 @@ use super::{Activation, BertConfig, BertError, BertWeights, check_batch};
 use crate::lanes;
 use crate::product::{View, product};
 
-/// Tokens per task in the linear layers.
-const PANEL: usize = 64;
+/// Tokens per task in the linear layers: as many as keep the product fast and its panels in cache.
+const PANEL: usize = 256;
+/// Tokens per task in what is left.
+const SMALL_PANEL: usize = 64;
 
 /// A BERT encoder for the CPU, in f32.
 pub struct BertEncoder {
@@ -103,35 +106,33 @@ impl BertEncoder {
     pub fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, BertError> {
         check_batch(&self.config, ids_t, offsets)?;
         let d = self.config.hidden_size;
-        let padded = ids_t.len().next_multiple_of(PANEL);
+        let padded = ids_t.len().next_multiple_of(SMALL_PANEL);
         let mut hidden_td = self.embed(ids_t, offsets, padded);
         let mut qkv_t3d = vec![0f32; padded * 3 * d];
         let mut context_td = vec![0f32; padded * d];
         for block in &self.blocks {
-            qkv_t3d
-                .par_chunks_exact_mut(PANEL * 3 * d)
-                .zip(hidden_td.par_chunks_exact(PANEL * d))
+            panels_mut(&mut qkv_t3d, 3 * d)
+                .zip(panels(&hidden_td, d))
                 .for_each(|(out, x)| block.query_key_value.apply(x, out));
             self.attend(&qkv_t3d, offsets, &mut context_td);
             let inner = self.config.intermediate_size;
-            hidden_td
-                .par_chunks_exact_mut(PANEL * d)
-                .zip(context_td.par_chunks_exact(PANEL * d))
-                .for_each_init(
-                    || (vec![0f32; PANEL * d], vec![0f32; PANEL * inner]),
-                    |(mixed_td, inner_ti), (hidden_td, context_td)| {
-                        block.attention_out.apply(context_td, mixed_td);
-                        block.attention_norm.add(mixed_td, hidden_td);
-                        block.up.apply(mixed_td, inner_ti);
-                        match self.activation {
-                            Activation::Gelu => lanes::gelu(inner_ti),
-                            Activation::GeluTanh => lanes::gelu_tanh(inner_ti),
-                            Activation::Relu => lanes::relu(inner_ti),
-                        }
-                        block.down.apply(inner_ti, hidden_td);
-                        block.norm.add(hidden_td, mixed_td);
-                    },
-                );
+            panels_mut(&mut hidden_td, d).zip(panels(&context_td, d)).for_each_init(
+                || (vec![0f32; PANEL * d], vec![0f32; PANEL * inner]),
+                |(mixed_td, inner_ti), (hidden_td, context_td)| {
+                    let tokens = hidden_td.len() / d;
+                    let (mixed_td, inner_ti) = (&mut mixed_td[..tokens * d], &mut inner_ti[..tokens * inner]);
+                    block.attention_out.apply(context_td, mixed_td);
+                    block.attention_norm.add(mixed_td, hidden_td);
+                    block.up.apply(mixed_td, inner_ti);
+                    match self.activation {
+                        Activation::Gelu => lanes::gelu(inner_ti),
+                        Activation::GeluTanh => lanes::gelu_tanh(inner_ti),
+                        Activation::Relu => lanes::relu(inner_ti),
+                    }
+                    block.down.apply(inner_ti, hidden_td);
+                    block.norm.add(hidden_td, mixed_td);
+                },
+            );
         }
         hidden_td.truncate(ids_t.len() * d);
         Ok(hidden_td)
@@ -195,6 +196,21 @@ impl BertEncoder {
     }
 }
 
+/// The panels of a packed batch [T, width], T a multiple of [`SMALL_PANEL`].
+fn panels(x: &[f32], width: usize) -> impl IndexedParallelIterator<Item = &[f32]> {
+    let (whole, rest) = x.split_at(x.len() / (PANEL * width) * (PANEL * width));
+    whole
+        .par_chunks(PANEL * width)
+        .chain(rest.par_chunks(SMALL_PANEL * width))
+}
+
+fn panels_mut(x: &mut [f32], width: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
+    let (whole, rest) = x.split_at_mut(x.len() / (PANEL * width) * (PANEL * width));
+    whole
+        .par_chunks_mut(PANEL * width)
+        .chain(rest.par_chunks_mut(SMALL_PANEL * width))
+}
+
 impl Linear {
     /// The layers `names`, side by side in the output.
     fn new(names: &[String], weights: &BertWeights) -> Self {
@@ -225,7 +241,15 @@ impl Linear {
             row.copy_from_slice(&self.bias_o);
         }
         let (x, w) = (View::rows(x_ti, inputs), View::rows(&self.weight_io, outputs));
-        product((PANEL, inputs, outputs), 1.0, x, w, true, out_to, outputs);
+        product(
+            (out_to.len() / outputs, inputs, outputs),
+            1.0,
+            x,
+            w,
+            true,
+            out_to,
+            outputs,
+        );
     }
 }
 
