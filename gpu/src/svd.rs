@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::draws;
 use crate::tfidf::SparseRows;
-use dense::{dense_product, jacobi_svd, orthonormal, transposed, transposed_product};
+use dense::{dense_product, jacobi_svd, nearly_orthonormal, orthonormal, transposed, transposed_product};
 
 /// What makes a truncated SVD impossible.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -104,11 +104,12 @@ pub fn truncated_svd(matrix: &SparseRows, config: &SvdConfig) -> Result<Svd, Svd
         .into_par_iter()
         .map(|i| draws::normal(config.seed, 11, i))
         .collect();
-    let mut basis_nr = orthonormal(times(matrix, &sketch_vr, r), r);
+    let mut basis_nr = nearly_orthonormal(times(matrix, &sketch_vr, r), r);
     for _ in 0..config.power_iterations {
-        let back_vr = orthonormal(times(&transpose, &basis_nr, r), r);
-        basis_nr = orthonormal(times(matrix, &back_vr, r), r);
+        let back_vr = nearly_orthonormal(times(&transpose, &basis_nr, r), r);
+        basis_nr = nearly_orthonormal(times(matrix, &back_vr, r), r);
     }
+    let basis_nr = orthonormal(basis_nr, r);
     // B = Q^T A [R, V]; B^T = P T with orthonormal P [V, R] and T [R, R]; T^T = X S Y^T, so A ~ (Q X) S (P Y)^T
     let projected_vr = times(&transpose, &basis_nr, r);
     let p_vr = orthonormal(projected_vr.clone(), r);

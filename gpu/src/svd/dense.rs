@@ -49,9 +49,54 @@ pub(super) fn transposed(a_rr: &[f64], r: usize) -> Vec<f64> {
     (0..r * r).map(|i| a_rr[i % r * r + i / r]).collect()
 }
 
-/// An orthonormal basis [N, R] of the columns of `a_NR`: block Gram-Schmidt, every step twice. A column in the span of
-/// those before it becomes zero.
-pub(super) fn orthonormal(mut a_nr: Vec<f64>, r: usize) -> Vec<f64> {
+/// An orthonormal basis [N, R] of the columns of `a_NR`. A column in the span of those before it becomes zero.
+pub(super) fn orthonormal(a_nr: Vec<f64>, r: usize) -> Vec<f64> {
+    let again = |a_nr: Vec<f64>| cholesky_basis(&a_nr, r).ok_or(a_nr);
+    match cholesky_basis(&a_nr, r).ok_or(a_nr).and_then(again) {
+        Ok(basis_nr) => basis_nr,
+        Err(a_nr) => gram_schmidt(a_nr, r),
+    }
+}
+
+/// A basis [N, R] of the columns of `a_NR` that is orthonormal but for rounding magnified by their condition: enough
+/// between power iterations, at half the cost.
+pub(super) fn nearly_orthonormal(a_nr: Vec<f64>, r: usize) -> Vec<f64> {
+    cholesky_basis(&a_nr, r).unwrap_or_else(|| gram_schmidt(a_nr, r))
+}
+
+/// `a_NR L^-T` where `a^T a = L L^T`: orthonormal up to the squared condition of `a` (so taken twice). `None` where a
+/// column is nearly in the span of those before it.
+fn cholesky_basis(a_nr: &[f64], r: usize) -> Option<Vec<f64>> {
+    let n = a_nr.len() / r;
+    let gram_rr = transposed_product(a_nr, a_nr, n, r);
+    let mut lower_rr = vec![0f64; r * r];
+    for i in 0..r {
+        let (done, rest) = lower_rr.split_at_mut(i * r);
+        let own = &mut rest[..r];
+        for j in 0..i {
+            let row_j = &done[j * r..(j + 1) * r];
+            own[j] = (gram_rr[i * r + j] - dot(&own[..j], &row_j[..j])) / row_j[j];
+        }
+        let pivot = gram_rr[i * r + i] - dot(&own[..i], &own[..i]);
+        let independent = pivot > 1e-8 * gram_rr[i * r + i] && pivot.is_finite();
+        own[i] = independent.then(|| pivot.sqrt())?;
+    }
+    // row j of `inverse` is column j of L^-1, that is row j of L^-T
+    let mut inverse_rr = vec![0f64; r * r];
+    inverse_rr
+        .par_chunks_exact_mut(r)
+        .enumerate()
+        .for_each(|(j, column_r)| {
+            column_r[j] = 1.0 / lower_rr[j * r + j];
+            for i in j + 1..r {
+                column_r[i] = -dot(&lower_rr[i * r + j..i * r + i], &column_r[j..i]) / lower_rr[i * r + i];
+            }
+        });
+    Some(dense_product(a_nr, &inverse_rr, n, r, r))
+}
+
+/// The same by block Gram-Schmidt, every step twice: slower, and right for dependent columns too.
+fn gram_schmidt(mut a_nr: Vec<f64>, r: usize) -> Vec<f64> {
     let n = a_nr.len() / r;
     for start in (0..r).step_by(BLOCK) {
         let width = BLOCK.min(r - start);
