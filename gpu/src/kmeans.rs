@@ -28,7 +28,7 @@ pub enum KMeansError {
         columns: usize,
     },
     /// A slice is not a whole number of rows.
-    #[error("{what} has {got} values, expected {expected}")]
+    #[error("{what}: got {got} values, expected {expected}")]
     Length {
         /// Which slice.
         what: &'static str,

@@ -132,7 +132,7 @@ fn user_mistakes_are_named() {
         "row 1, column 0 is NaN; every value must be finite"
     );
     assert!(say(fit(&[], 2, None, &config)).starts_with("k-means needs at least one row"));
-    assert!(say(fit(&SQUARE, 2, Some(&[1.0]), &config)).contains("the weights has 1 values, expected 4"));
+    assert!(say(fit(&SQUARE, 2, Some(&[1.0]), &config)).contains("the weights: got 1 values, expected 4"));
     assert!(say(fit(&SQUARE, 2, Some(&[1.0, -1.0, 1.0, 1.0]), &config)).contains("weight of row 1 is -1"));
 }
 
