@@ -1,0 +1,412 @@
+//! Residual quantization: one k-means per level, each on what the levels before left over; and collision codes.
+//!
+//! Source: residual k-means of GRID (arXiv 2507.22224) and "Understanding Generative Recommendation with Semantic IDs
+//! from a Model-scaling View" (arXiv 2509.25522). Shape legend: N rows, D width, C levels, K entries of a codebook.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use crate::kmeans::{self, Buffer, Init, KMeansConfig, KMeansError, Schedule};
+use crate::lanes;
+
+/// What makes a residual quantizer impossible.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ResidualError {
+    /// No level was asked for.
+    #[error("a residual quantizer needs at least one level")]
+    NoLevels,
+    /// k-means failed on a level.
+    #[error("level {level} of {levels}: {source}")]
+    Level {
+        /// Index of the level, from 0.
+        level: usize,
+        /// C.
+        levels: usize,
+        /// What k-means said.
+        source: KMeansError,
+    },
+    /// Codes are no whole number of rows, or a code is not in its codebook.
+    #[error("row {row}, level {level}: code {code} is not in the codebook of {size} entries")]
+    Code {
+        /// Index of the row.
+        row: usize,
+        /// Index of the level.
+        level: usize,
+        /// The code.
+        code: u32,
+        /// Entries of that codebook.
+        size: usize,
+    },
+    /// The codes are not N rows of C.
+    #[error("{got} codes are not a whole number of rows of {levels}")]
+    Codes {
+        /// Number of codes.
+        got: usize,
+        /// C.
+        levels: usize,
+    },
+}
+
+/// How to fit a residual quantizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResidualConfig {
+    /// Entries of the codebook of every level.
+    pub codebook_sizes: Vec<usize>,
+    /// Divide every residual (the input of the first level too) by its L2 norm before its level, as GRID does.
+    pub normalize_residuals: bool,
+    /// How the centres of a level move.
+    pub schedule: Schedule,
+    /// Which rows k-means++ draws from.
+    pub buffer: Buffer,
+    /// Seed; level l uses its own stream.
+    pub seed: u64,
+    /// Accept a level with fewer distinct residuals than entries; surplus entries repeat entry 0 and stay unused.
+    pub allow_fewer_distinct: bool,
+}
+
+/// A fitted residual quantizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResidualQuantizer {
+    /// D.
+    pub dim: usize,
+    /// Whether residuals are normalised before every level.
+    pub normalize_residuals: bool,
+    /// [C] codebooks [K, D], row-major.
+    pub codebooks_ckd: Vec<Vec<f32>>,
+}
+
+/// What one level did to the rows it was fitted on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LevelReport {
+    /// Mean over the rows of the squared L2 norm of the residual after this level (the quantization error).
+    pub mse: f64,
+    /// Mean over the rows of the L2 norm of the residual after this level.
+    pub residual_norm: f64,
+    /// Mean over the rows of the squared L2 norm of this level's input (after normalisation, if any).
+    pub input_mse: f64,
+    /// Iterations or updates of k-means.
+    pub iterations: usize,
+    /// Whether k-means stopped by itself.
+    pub converged: bool,
+    /// Entries that at least one row uses.
+    pub used: usize,
+}
+
+/// A quantizer, the codes of the rows it was fitted on, and what each level did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResidualFit {
+    /// The quantizer.
+    pub quantizer: ResidualQuantizer,
+    /// Codes [N, C], row-major.
+    pub codes_nc: Vec<u32>,
+    /// One report per level.
+    pub levels: Vec<LevelReport>,
+}
+
+/// Fits a quantizer to `rows_ND` (row-major, width `dim`); `on_level(level, report)` is called after every level.
+///
+/// Without normalisation the mean squared residual never rises from level to level under Lloyd's schedule. With it,
+/// every level starts again from unit rows: the law then holds within a level (`mse <= input_mse`), not across levels.
+/// Errors: no level, no row, NaN or infinite values (row and column), fewer distinct residuals than entries.
+pub fn fit(
+    rows_nd: &[f32],
+    dim: usize,
+    config: &ResidualConfig,
+    mut on_level: impl FnMut(usize, &LevelReport),
+) -> Result<ResidualFit, ResidualError> {
+    let count = config.codebook_sizes.len();
+    if count == 0 {
+        return Err(ResidualError::NoLevels);
+    }
+    let mut residuals_nd = rows_nd.to_vec();
+    let (mut codebooks_ckd, mut levels, mut codes_cn) = (Vec::new(), Vec::new(), Vec::new());
+    for (level, clusters) in config.codebook_sizes.iter().enumerate() {
+        let at_level = |source| ResidualError::Level {
+            level,
+            levels: count,
+            source,
+        };
+        if let Some((row, column, value)) = kmeans::first_not_finite(&residuals_nd, dim.max(1)) {
+            return Err(at_level(KMeansError::NotFinite { row, column, value }));
+        }
+        if config.normalize_residuals && dim > 0 {
+            normalize(&mut residuals_nd, dim);
+        }
+        let kmeans_config = KMeansConfig {
+            clusters: *clusters,
+            init: Init::PlusPlus(config.buffer),
+            schedule: config.schedule,
+            seed: config
+                .seed
+                .wrapping_add((level as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            allow_fewer_distinct: config.allow_fewer_distinct,
+        };
+        let fit = kmeans::fit(&residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
+        let input_mse = mean_norms(&residuals_nd, dim).0;
+        subtract(&mut residuals_nd, dim, &fit.labels_n, &fit.centres_kd);
+        let (mse, residual_norm) = mean_norms(&residuals_nd, dim);
+        let kmeans::KMeansFit {
+            iterations,
+            converged,
+            used,
+            ..
+        } = fit;
+        let report = LevelReport {
+            mse,
+            residual_norm,
+            input_mse,
+            iterations,
+            converged,
+            used,
+        };
+        on_level(level, &report);
+        levels.push(report);
+        codebooks_ckd.push(fit.centres_kd);
+        codes_cn.push(fit.labels_n);
+    }
+    let rows = rows_nd.len() / dim;
+    let codes_nc = (0..rows)
+        .flat_map(|row| codes_cn.iter().map(move |codes_n| codes_n[row]))
+        .collect();
+    let quantizer = ResidualQuantizer {
+        dim,
+        normalize_residuals: config.normalize_residuals,
+        codebooks_ckd,
+    };
+    Ok(ResidualFit {
+        quantizer,
+        codes_nc,
+        levels,
+    })
+}
+
+impl ResidualQuantizer {
+    /// Codes [N, C] of `rows_ND`: the nearest entry of every level in turn. The rows of the fit get the codes of the fit.
+    pub fn encode(&self, rows_nd: &[f32]) -> Result<Vec<u32>, ResidualError> {
+        let levels = self.codebooks_ckd.len();
+        let mut residuals_nd = rows_nd.to_vec();
+        let mut codes_nc = vec![0u32; rows_nd.len() / self.dim.max(1) * levels];
+        for (level, codebook_kd) in self.codebooks_ckd.iter().enumerate() {
+            let at_level = |source| ResidualError::Level { level, levels, source };
+            if let Some((row, column, value)) = kmeans::first_not_finite(&residuals_nd, self.dim.max(1)) {
+                return Err(at_level(KMeansError::NotFinite { row, column, value }));
+            }
+            if self.normalize_residuals && self.dim > 0 {
+                normalize(&mut residuals_nd, self.dim);
+            }
+            let (labels_n, _) = kmeans::assign(&residuals_nd, self.dim, codebook_kd).map_err(at_level)?;
+            subtract(&mut residuals_nd, self.dim, &labels_n, codebook_kd);
+            codes_nc
+                .iter_mut()
+                .skip(level)
+                .step_by(levels)
+                .zip(labels_n)
+                .for_each(|(to, code)| *to = code);
+        }
+        Ok(codes_nc)
+    }
+
+    /// The sums [N, D] of the entries that `codes_NC` name: what the codes reconstruct. With normalised residuals this
+    /// is a direction only up to the scales that normalisation dropped.
+    pub fn decode(&self, codes_nc: &[u32]) -> Result<Vec<f32>, ResidualError> {
+        let levels = self.codebooks_ckd.len();
+        if levels == 0 || !codes_nc.len().is_multiple_of(levels) {
+            return Err(ResidualError::Codes {
+                got: codes_nc.len(),
+                levels,
+            });
+        }
+        let mut rows_nd = vec![0f32; codes_nc.len() / levels * self.dim];
+        for (row, codes_c) in codes_nc.chunks_exact(levels).enumerate() {
+            for (level, code) in codes_c.iter().enumerate() {
+                let (codebook_kd, at) = (&self.codebooks_ckd[level], *code as usize * self.dim);
+                let Some(entry_d) = codebook_kd.get(at..at + self.dim) else {
+                    let size = codebook_kd.len() / self.dim;
+                    return Err(ResidualError::Code {
+                        row,
+                        level,
+                        code: *code,
+                        size,
+                    });
+                };
+                rows_nd[row * self.dim..(row + 1) * self.dim]
+                    .iter_mut()
+                    .zip(entry_d)
+                    .for_each(|(x, e)| *x += e);
+            }
+        }
+        Ok(rows_nd)
+    }
+}
+
+/// The extra level that tells colliding rows apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollisionCodes {
+    /// One code per row [N]: 0 where the row's codes are unique, else 1, 2, ... in row order among equal rows.
+    pub codes_n: Vec<u32>,
+    /// Entries this level needs: the greatest code + 1.
+    pub size: usize,
+    /// Rows that share their codes with another row.
+    pub colliding: usize,
+}
+
+/// Collision codes of `codes_NC` (row-major, C = `levels`), as GRID: a unique id gets 0, each of n colliding rows 1..n.
+/// Errors: codes that are no whole number of rows.
+pub fn collision_codes(codes_nc: &[u32], levels: usize) -> Result<CollisionCodes, ResidualError> {
+    if levels == 0 || !codes_nc.len().is_multiple_of(levels) {
+        return Err(ResidualError::Codes {
+            got: codes_nc.len(),
+            levels,
+        });
+    }
+    let mut counts: HashMap<&[u32], (u32, u32)> = HashMap::new();
+    codes_nc
+        .chunks_exact(levels)
+        .for_each(|id| counts.entry(id).or_default().0 += 1);
+    let mut codes_n = Vec::with_capacity(codes_nc.len() / levels);
+    for id in codes_nc.chunks_exact(levels) {
+        let (total, seen) = counts.entry(id).or_default();
+        *seen += 1;
+        codes_n.push(if *total > 1 { *seen } else { 0 });
+    }
+    let size = codes_n.iter().max().map_or(0, |most| *most as usize + 1);
+    let colliding = codes_n.iter().filter(|code| **code > 0).count();
+    Ok(CollisionCodes {
+        codes_n,
+        size,
+        colliding,
+    })
+}
+
+/// Divides every row by its L2 norm; a row shorter than 1e-12 is divided by 1e-12.
+fn normalize(rows_nd: &mut [f32], dim: usize) {
+    rows_nd.par_chunks_exact_mut(dim).for_each(|row_d| {
+        let norm = lanes::squared_norm(row_d).sqrt().max(1e-12);
+        row_d.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
+    });
+}
+
+fn subtract(rows_nd: &mut [f32], dim: usize, labels_n: &[u32], centres_kd: &[f32]) {
+    rows_nd.par_chunks_exact_mut(dim).zip(labels_n).for_each(|(row_d, k)| {
+        let centre_d = &centres_kd[*k as usize * dim..][..dim];
+        row_d.iter_mut().zip(centre_d).for_each(|(x, c)| *x -= c);
+    });
+}
+
+/// Means over the rows of the squared L2 norm and of the L2 norm.
+fn mean_norms(rows_nd: &[f32], dim: usize) -> (f64, f64) {
+    let squared_n: Vec<f64> = rows_nd.par_chunks_exact(dim).map(lanes::squared_norm).collect();
+    let n = squared_n.len() as f64;
+    (
+        squared_n.iter().sum::<f64>() / n,
+        squared_n.iter().map(|x| x.sqrt()).sum::<f64>() / n,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws;
+
+    fn rows(n: usize, dim: usize) -> Vec<f32> {
+        (0..n * dim)
+            .map(|i| (draws::normal(9, (i / dim % 5) as u64, i as u64) + (i / dim % 5) as f64) as f32)
+            .collect()
+    }
+
+    fn config(sizes: &[usize], normalize_residuals: bool) -> ResidualConfig {
+        ResidualConfig {
+            codebook_sizes: sizes.to_vec(),
+            normalize_residuals,
+            schedule: Schedule::Lloyd {
+                max_iterations: 25,
+                tolerance: 0.0,
+            },
+            buffer: Buffer::All,
+            seed: 42,
+            allow_fewer_distinct: false,
+        }
+    }
+
+    #[test]
+    fn the_residual_never_grows() {
+        let x = rows(700, 13);
+        let fit = fit(&x, 13, &config(&[16, 7, 33, 5], false), |_, _| ()).unwrap();
+        let mut before = mean_norms(&x, 13).0;
+        for level in &fit.levels {
+            assert!(level.mse <= before * (1.0 + 1e-6) && (level.input_mse - before).abs() < 1e-9);
+            before = level.mse;
+        }
+        let back = fit.quantizer.decode(&fit.codes_nc).unwrap();
+        let left: Vec<f32> = x.iter().zip(&back).map(|(a, b)| a - b).collect();
+        assert!((mean_norms(&left, 13).0 - before).abs() < 1e-5 * before.max(1.0));
+        let fit = super::fit(&x, 13, &config(&[16, 7, 33, 5], true), |_, _| ()).unwrap();
+        assert!(
+            fit.levels
+                .iter()
+                .all(|l| (l.input_mse - 1.0).abs() < 1e-6 && l.mse <= l.input_mse)
+        );
+    }
+
+    #[test]
+    fn same_ids_for_any_number_of_threads_and_in_encode() {
+        let x = rows(900, 33);
+        for normalize in [false, true] {
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .expect("pool");
+                pool.install(|| fit(&x, 33, &config(&[32, 16, 8], normalize), |_, _| ()).unwrap())
+            };
+            let one = run(1);
+            assert_eq!(one, run(2));
+            assert_eq!(one, run(7));
+            assert_eq!(one.quantizer.encode(&x).unwrap(), one.codes_nc);
+        }
+    }
+
+    #[test]
+    fn collisions_are_numbered_in_row_order() {
+        let codes = [1, 2, 3, 4, 1, 2, 5, 6, 1, 2, 5, 6];
+        let got = collision_codes(&codes, 2).unwrap();
+        assert_eq!(
+            got,
+            CollisionCodes {
+                codes_n: vec![1, 0, 2, 1, 3, 2],
+                size: 4,
+                colliding: 5
+            }
+        );
+        assert_eq!(collision_codes(&[7, 8], 1).unwrap().size, 1);
+        assert_eq!(
+            collision_codes(&[1, 2, 3], 2).unwrap_err().to_string(),
+            "3 codes are not a whole number of rows of 2"
+        );
+    }
+
+    #[test]
+    fn user_mistakes_are_named() {
+        let say = |x: &[f32], sizes: &[usize]| fit(x, 2, &config(sizes, true), |_, _| ()).unwrap_err().to_string();
+        assert_eq!(say(&[1.0, 0.0], &[]), "a residual quantizer needs at least one level");
+        assert_eq!(
+            say(&[1.0, 0.0, 0.0, f32::INFINITY], &[1]),
+            "level 0 of 1: row 1, column 1 is inf; every value must be finite"
+        );
+        assert_eq!(
+            say(&[1.0, 0.0, 0.0, 1.0], &[2, 2]),
+            "level 1 of 2: 2 clusters need as many distinct rows, but only 1 of 2 rows are distinct"
+        );
+        assert!(say(&[], &[4]).contains("at least one row"));
+        assert!(say(&[1.0, 0.0], &[0]).contains("at least 1"));
+        let allow = ResidualConfig {
+            allow_fewer_distinct: true,
+            ..config(&[2, 2], true)
+        };
+        let fit = fit(&[1.0, 0.0, 0.0, 1.0], 2, &allow, |_, _| ()).unwrap();
+        assert_eq!((fit.levels[1].used, fit.levels[1].mse), (1, 0.0));
+        let wrong = fit.quantizer.decode(&[0, 2]).unwrap_err().to_string();
+        assert_eq!(wrong, "row 0, level 1: code 2 is not in the codebook of 2 entries");
+    }
+}
