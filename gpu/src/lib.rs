@@ -1,1 +1,11 @@
-//! x
+//! Tensors, models, kernels, training and decoding: a model is a function of (config, weights, tensors).
+//!
+//! Names of tensors carry their shape as a suffix: B batch, T tokens (packed over the batch), D model width,
+//! H heads, K width of a head, V vocabulary or codebook size, C levels of a semantic id, N items or table rows,
+//! I and O inputs and outputs of a linear map.
+
+pub mod device;
+pub mod error;
+pub mod ops;
+pub mod random;
+pub mod weights;
