@@ -7,5 +7,9 @@
 pub mod device;
 pub mod error;
 pub mod ops;
+pub mod optim;
 pub mod random;
+pub mod samples;
+pub mod tiger;
+pub mod trie;
 pub mod weights;

@@ -33,6 +33,8 @@ pub enum Init {
     Normal(f64),
     /// All elements this value.
     Constant(f32),
+    /// Three equal groups of rows, each normal with its own standard deviation (a packed query-key-value map).
+    NormalThirds([f64; 3]),
 }
 
 /// Name, shape and start of one weight.
@@ -62,9 +64,11 @@ impl Weights {
                 .bytes()
                 .fold(Key::new(seed), |key, byte| key.child(byte.into()));
             let n: usize = d.shape.iter().product();
+            let normal = |i: usize, sd: f64| (key.normal(i as u64) * sd) as f32;
             let data = match d.init {
-                Init::Normal(sd) => (0..n as u64).map(|i| (key.normal(i) * sd) as f32).collect(),
+                Init::Normal(sd) => (0..n).map(|i| normal(i, sd)).collect(),
                 Init::Constant(value) => vec![value; n],
+                Init::NormalThirds(sd) => (0..n).map(|i| normal(i, sd[3 * i / n])).collect(),
             };
             Weight {
                 name: d.name.clone(),
