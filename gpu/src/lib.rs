@@ -4,6 +4,8 @@
 //! H heads, K width of a head, V vocabulary or codebook size, C levels of a semantic id, N items or table rows,
 //! I and O inputs and outputs of a linear map.
 
+pub mod beam;
+mod decode;
 pub mod device;
 pub mod error;
 pub mod ops;

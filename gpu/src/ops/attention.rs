@@ -392,6 +392,29 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// One query (the first H·K numbers of `query`) on a few rows of queries, keys and values; `bias` is [positions, H].
+    pub(crate) fn single_query(
+        query: &[f32], rows: &[&[f32]], bias: &[f32], heads: usize, key_dim: usize, out: &mut [f32],
+    ) {
+        let width = heads * key_dim;
+        let mut p = vec![0.0; rows.len()];
+        for head in 0..heads {
+            let at = head * key_dim;
+            let q = &query[at..at + key_dim];
+            for (i, row) in rows.iter().enumerate() {
+                p[i] = super::norm::dot(q, &row[width + at..][..key_dim]) + bias[i * heads + head];
+            }
+            softmax_in_place(&mut p);
+            let out = &mut out[at..at + key_dim];
+            out.fill(0.0);
+            for (p, row) in p.iter().zip(rows) {
+                for (o, v) in out.iter_mut().zip(&row[2 * width + at..][..key_dim]) { *o += p * v; }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@
 
 mod attention;
 mod buckets;
-mod elementwise;
+pub(crate) mod elementwise;
 mod embedding;
 pub(crate) mod isa;
 mod loss;
@@ -22,7 +22,7 @@ pub use buckets::RelativeBuckets;
 pub use stock::Stock;
 pub use tape::{Tape, Workspace};
 
-pub(crate) use attention::softmax_in_place;
+pub(crate) use attention::{Sources, forward as attend, single_query};
 pub(crate) use loss::log_softmax_in_place;
 pub(crate) use norm::rms_norm_rows;
 
