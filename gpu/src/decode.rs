@@ -6,9 +6,7 @@ use crate::ops::matmul::{Scratch, View, multiply};
 use crate::ops::{
     Attention, Dropout, Graph, Sources, Tape, Workspace, attend, rms_norm_rows, single_query,
 };
-use crate::tiger::{
-    EPS, Histories, Noise, Tiger, TigerConfig, decode, encode, token_table,
-};
+use crate::tiger::{EPS, Histories, Noise, Tiger, TigerConfig, decode, encode, token_table};
 use rayon::prelude::*;
 use std::sync::Arc;
 

@@ -13,5 +13,6 @@ pub mod optim;
 pub mod random;
 pub mod samples;
 pub mod tiger;
+pub mod train;
 pub mod trie;
 pub mod weights;
