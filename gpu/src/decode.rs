@@ -6,7 +6,9 @@ use crate::ops::matmul::{Scratch, View, multiply};
 use crate::ops::{
     Attention, Dropout, Graph, Sources, Tape, Workspace, attend, rms_norm_rows, single_query,
 };
-use crate::tiger::{EPS, Histories, Noise, Tiger, TigerConfig, decode, encode, token_table};
+use crate::tiger::{
+    EPS, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table,
+};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -243,13 +245,22 @@ impl<G: Graph> Decoder for Replayed<'_, G> {
         let offsets: Arc<[usize]> = (0..=self.prefixes.len()).map(|s| s * length).collect();
         let groups: Arc<[usize]> = rows.users.iter().map(|&row| row * length).collect();
         let g = &mut *self.graph;
+        let tokens_t = self.prefixes.concat().into();
+        let prefixes = Prefixes {
+            tokens_t,
+            offsets,
+            groups,
+        };
+        let noise = &mut Noise::off();
+        let (table, memory) = (&self.table_nd, &self.memory_td);
         let hidden_td = decode(
             g,
             self.config,
-            &self.table_nd,
-            (&self.memory_td, &self.memory),
-            (self.prefixes.concat().into(), &offsets, &groups),
-            &mut Noise::off(),
+            table,
+            memory,
+            &self.memory,
+            &prefixes,
+            noise,
         )?;
         let last: Arc<[u32]> = (1..=self.prefixes.len())
             .map(|s| (s * length - 1) as u32)

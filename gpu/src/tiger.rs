@@ -160,12 +160,20 @@ pub fn loss<G: Graph>(
     let table_nd = token_table(g, config)?;
     let memory_td = encode(g, config, &table_nd, histories, noise)?;
     let offsets: Arc<[usize]> = (0..=b).map(|s| s * c).collect();
+    let groups = offsets.clone();
+    let prefixes = Prefixes {
+        tokens_t: prefix_tokens.into(),
+        offsets,
+        groups,
+    };
+    let memory_offsets = &histories.offsets;
     let hidden_td = decode(
         g,
         config,
         &table_nd,
-        (&memory_td, &histories.offsets),
-        (prefix_tokens.into(), &offsets, &offsets),
+        &memory_td,
+        memory_offsets,
+        &prefixes,
         noise,
     )?;
     let mut losses = Vec::with_capacity(c);
@@ -220,8 +228,17 @@ pub fn encode<G: Graph>(
     g.dropout(&x_td, noise.next())
 }
 
-/// Decoder output [T, D] of packed prefixes: `(tokens, offsets of the prefixes, offsets of the groups of prefix rows
-/// that read one history)`. In training a group is a prefix; in search it is all beams of a user.
+/// Decoder input of a batch.
+pub struct Prefixes {
+    /// Rows of the token table, T of them, packed.
+    pub tokens_t: Arc<[u32]>,
+    /// Where each prefix starts; one more than there are prefixes.
+    pub offsets: Arc<[usize]>,
+    /// Where the rows start that read each history: in training a history has one prefix, in search all its beams.
+    pub groups: Arc<[usize]>,
+}
+
+/// Decoder output [T, D] of packed prefixes, which read the encoder output [T, D] of the histories.
 ///
 /// # Errors
 /// If a weight is missing or offsets do not fit.
@@ -229,18 +246,19 @@ pub fn decode<G: Graph>(
     g: &mut G,
     config: &TigerConfig,
     table_nd: &G::Node,
-    (memory_td, memory_offsets): (&G::Node, &Arc<[usize]>),
-    (tokens_t, prefixes, groups): (Arc<[u32]>, &Arc<[usize]>, &Arc<[usize]>),
+    memory_td: &G::Node,
+    memory_offsets: &Arc<[usize]>,
+    prefixes: &Prefixes,
     noise: &mut Noise,
 ) -> Result<G::Node> {
     let bias = g.weight("decoder.bias")?;
-    let mut x_td = g.gather(table_nd, tokens_t)?;
+    let mut x_td = g.gather(table_nd, prefixes.tokens_t.clone())?;
     x_td = g.dropout(&x_td, noise.next())?;
     for layer in 0..config.layers {
         let block = format!("decoder.{layer}");
-        let shape = config.attention(prefixes, prefixes, true, noise);
+        let shape = config.attention(&prefixes.offsets, &prefixes.offsets, true, noise);
         x_td = self_attention(g, &block, &x_td, &bias, &shape, noise)?;
-        let shape = config.attention(groups, memory_offsets, false, noise);
+        let shape = config.attention(&prefixes.groups, memory_offsets, false, noise);
         x_td = cross_attention(g, &block, &x_td, memory_td, &shape, noise)?;
         x_td = feed_forward(g, config, &block, &x_td, noise)?;
     }

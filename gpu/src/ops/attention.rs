@@ -45,12 +45,29 @@ unsafe impl Send for Sinks {}
 // SAFETY: as above.
 unsafe impl Sync for Sinks {}
 
+impl Sinks {
+    /// Through a method, so that a closure captures the whole (which may cross threads), not a bare pointer.
+    fn pointers(&self) -> (*mut f32, *mut f32) {
+        (self.dq, self.dkv)
+    }
+}
+
+/// One sequence's heads side by side, each [rows, K] and contiguous: the big matrices are read and written once, in
+/// order, and the products work in the cache.
 #[derive(Default)]
 struct Room {
     scratch: Scratch,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    out: Vec<f32>,
     scores: Vec<f32>,
     kept: Vec<f32>,
     grads: Vec<f32>,
+    line: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
 }
 
 /// `out` [Tq, H·K] = softmax(q·kᵀ + bias)·v per sequence and head.
@@ -62,23 +79,23 @@ pub(crate) fn forward(shape: &Attention, from: Sources, out: &mut [f32]) {
         .for_each_init(Room::default, |room, (first, out)| {
             let start = shape.queries[first];
             for s in first..(first + TASK).min(shape.queries.len() - 1) {
+                let (nq, nk) = lengths(shape, s);
                 let buckets = bucket_row(shape, s, &from);
+                load(shape, from, s, room);
                 for head in 0..shape.heads {
                     probabilities(shape, from, s, head, &buckets, room);
-                    let (nq, nk) = lengths(shape, s);
-                    drop_out(shape, s, head, &mut room.scores[..nq * nk]);
+                    let scores = &mut room.scores[..nq * padded(nk)];
+                    drop_out(shape, s, head, scores);
                     let at = (shape.queries[s] - start) * width + head * shape.key_dim;
-                    if nq > 0 {
-                        multiply_small(
-                            (nq, shape.key_dim, nk),
-                            View::rows(&room.scores, nk),
-                            values(shape, from, s, head),
-                            &mut out[at..],
-                            width,
-                            false,
-                            &mut room.scratch,
-                        );
-                    }
+                    multiply_small(
+                        (nq, shape.key_dim, nk),
+                        View::rows(scores, padded(nk)),
+                        head_of(&room.v, shape, nk, head),
+                        &mut out[at..],
+                        width,
+                        false,
+                        &mut room.scratch,
+                    );
                 }
             }
         });
@@ -96,27 +113,32 @@ pub(crate) unsafe fn backward(
     dbias: &mut [f32],
 ) {
     let sequences = shape.queries.len() - 1;
+    let width = shape.heads * shape.key_dim;
     let starts: Vec<usize> = (0..sequences).step_by(TASK).collect();
     let shares: Vec<Vec<f32>> = starts
         .into_par_iter()
         .map_init(Room::default, |room, first| {
             let mut share = vec![0.0; from.bias.len()];
             for s in first..(first + TASK).min(sequences) {
+                let (nq, nk) = lengths(shape, s);
+                let (q_row, k_row) = (shape.queries[s], shape.keys[s]);
                 let buckets = bucket_row(shape, s, &from);
+                load(shape, from, s, room);
+                load_heads(&grad[q_row * width..], width, shape, nq, &mut room.out);
+                for (buffer, rows) in [(&mut room.dq, nq), (&mut room.dk, nk), (&mut room.dv, nk)] {
+                    buffer.resize(rows * width, 0.0);
+                }
                 for head in 0..shape.heads {
-                    // SAFETY: the caller's contract; each sequence belongs to one task.
-                    unsafe {
-                        backward_head(
-                            shape,
-                            from,
-                            grad,
-                            into,
-                            (s, head),
-                            &buckets,
-                            room,
-                            &mut share,
-                        )
-                    };
+                    backward_head(shape, from, (s, head), &buckets, room, &mut share);
+                }
+                // SAFETY: the rows of this sequence, which belongs to this task only; q, k and v columns are apart.
+                unsafe {
+                    let (dq, dkv) = into.pointers();
+                    let dq = dq.add(q_row * from.q_row);
+                    store_heads(&room.dq, shape, nq, dq, from.q_row, into.add_q);
+                    let dk = dkv.add(k_row * from.kv_row + from.k_column);
+                    store_heads(&room.dk, shape, nk, dk, from.kv_row, into.add_kv);
+                    store_heads(&room.dv, shape, nk, dk.add(width), from.kv_row, into.add_kv);
                 }
             }
             share
@@ -127,101 +149,95 @@ pub(crate) unsafe fn backward(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-unsafe fn backward_head(
+fn backward_head(
     shape: &Attention,
     from: Sources,
-    grad: &[f32],
-    into: Sinks,
     (s, head): (usize, usize),
     buckets: &[u32],
     room: &mut Room,
     share: &mut [f32],
 ) {
     let (nq, nk) = lengths(shape, s);
-    if nq == 0 || nk == 0 {
-        return;
-    }
-    let k_dim = shape.key_dim;
-    let width = shape.heads * k_dim;
+    let (k_dim, wide) = (shape.key_dim, padded(nk));
     probabilities(shape, from, s, head, buckets, room);
     let Room {
         scratch,
+        q,
+        k,
+        v,
+        out,
         scores,
         kept,
         grads,
+        line,
+        dq,
+        dk,
+        dv,
     } = room;
     kept.clear();
-    kept.extend_from_slice(&scores[..nq * nk]);
+    kept.extend_from_slice(&scores[..nq * wide]);
     drop_out(shape, s, head, kept);
-    let go = View {
-        data: &grad[shape.queries[s] * width + head * k_dim..],
-        row: width,
-        column: 1,
-    };
-    // SAFETY: windows of this sequence's rows; q and k, v columns never overlap.
-    let window = |base: *mut f32, row: usize, rows: usize, stride: usize, column: usize| unsafe {
-        std::slice::from_raw_parts_mut(base.add(row * stride + column), (rows - 1) * stride + k_dim)
-    };
-    let k_row = shape.keys[s];
-    let k_at = from.k_column + head * k_dim;
+    let go = head_of(out, shape, nq, head);
+    let (at_q, at_k) = (head * nq * k_dim, head * nk * k_dim);
     // dv = keptᵀ · go
-    let dv = window(into.dkv, k_row, nk, from.kv_row, k_at + width);
+    let kept_t = View::rows(kept, wide).t();
     multiply_small(
         (nk, k_dim, nq),
-        View::rows(kept, nk).t(),
+        kept_t,
         go,
-        dv,
-        from.kv_row,
-        into.add_kv,
-        scratch,
-    );
-    // dscores = p * (dp - sum(p * dp)), dp = dropout(go · vᵀ)
-    if grads.len() < nq * nk {
-        grads.resize(nq * nk, 0.0);
-    }
-    let ds = &mut grads[..nq * nk];
-    multiply_small(
-        (nq, nk, k_dim),
-        go,
-        values(shape, from, s, head).t(),
-        ds,
-        nk,
+        &mut dv[at_k..],
+        k_dim,
         false,
         scratch,
     );
+    // dscores = p * (dp - sum(p * dp)), dp = dropout(go · vᵀ)
+    if grads.len() < nq * wide {
+        grads.resize(nq * wide, 0.0);
+    }
+    let ds = &mut grads[..nq * wide];
+    let v = head_of(v, shape, nk, head);
+    multiply_small((nq, nk, k_dim), go, v.t(), ds, wide, false, scratch);
     drop_out(shape, s, head, ds);
-    softmax_backward(&scores[..nq * nk], ds, nk);
+    ds.chunks_exact_mut(wide)
+        .for_each(|row| row[nk..].fill(0.0));
+    softmax_backward(&scores[..nq * wide], ds, wide);
     if !share.is_empty() {
-        for i in 0..nq {
+        // sums along the diagonals first: all pairs of one distance share a bucket
+        line.clear();
+        line.resize(buckets.len(), 0.0);
+        for (i, row) in ds.chunks_exact(wide).enumerate() {
             let end = if shape.causal { i + 1 } else { nk };
-            for j in 0..end {
-                share[buckets[j + nq - 1 - i] as usize * shape.heads + head] += ds[i * nk + j];
-            }
+            super::elementwise::add_to(&mut line[nq - 1 - i..][..end], &row[..end]);
+        }
+        for (&bucket, sum) in buckets.iter().zip(line.iter()) {
+            share[bucket as usize * shape.heads + head] += sum;
         }
     }
-    let ds = View::rows(ds, nk);
-    let dq = window(into.dq, shape.queries[s], nq, from.q_row, head * k_dim);
+    let ds = View::rows(ds, wide);
+    let (q, k) = (head_of(q, shape, nq, head), head_of(k, shape, nk, head));
     multiply_small(
         (nq, k_dim, nk),
         ds,
-        keys(shape, from, s, head),
-        dq,
-        from.q_row,
-        into.add_q,
+        k,
+        &mut dq[at_q..],
+        k_dim,
+        false,
         scratch,
     );
-    let q = queries(shape, from, s, head);
-    let dk = window(into.dkv, k_row, nk, from.kv_row, k_at);
     multiply_small(
         (nk, k_dim, nq),
         ds.t(),
         q,
-        dk,
-        from.kv_row,
-        into.add_kv,
+        &mut dk[at_k..],
+        k_dim,
+        false,
         scratch,
     );
+}
+
+/// Rows of scores are this wide: whole vectors, the numbers beyond the last key are 0.
+pub(super) fn padded(keys: usize) -> usize {
+    keys.next_multiple_of(16)
 }
 
 fn lengths(shape: &Attention, s: usize) -> (usize, usize) {
@@ -231,33 +247,70 @@ fn lengths(shape: &Attention, s: usize) -> (usize, usize) {
     )
 }
 
-fn queries<'a>(shape: &Attention, from: Sources<'a>, s: usize, head: usize) -> View<'a> {
-    let data = &from.q[shape.queries[s] * from.q_row + head * shape.key_dim..];
-    View {
-        data,
-        row: from.q_row,
-        column: 1,
+/// Queries, keys and values of a sequence into the room.
+fn load(shape: &Attention, from: Sources, s: usize, room: &mut Room) {
+    let (nq, nk) = lengths(shape, s);
+    let width = shape.heads * shape.key_dim;
+    load_heads(
+        &from.q[shape.queries[s] * from.q_row..],
+        from.q_row,
+        shape,
+        nq,
+        &mut room.q,
+    );
+    let kv = &from.kv[shape.keys[s] * from.kv_row + from.k_column..];
+    load_heads(kv, from.kv_row, shape, nk, &mut room.k);
+    load_heads(&kv[width..], from.kv_row, shape, nk, &mut room.v);
+}
+
+/// `[rows, H·K]` at a row stride to `[H, rows, K]`.
+fn load_heads(from: &[f32], stride: usize, shape: &Attention, rows: usize, out: &mut Vec<f32>) {
+    let k = shape.key_dim;
+    out.resize(rows * shape.heads * k, 0.0);
+    for row in 0..rows {
+        for (head, x) in from[row * stride..][..shape.heads * k]
+            .chunks_exact(k)
+            .enumerate()
+        {
+            out[(head * rows + row) * k..][..k].copy_from_slice(x);
+        }
     }
 }
 
-fn keys<'a>(shape: &Attention, from: Sources<'a>, s: usize, head: usize) -> View<'a> {
-    let column = from.k_column + head * shape.key_dim;
-    View {
-        data: &from.kv[shape.keys[s] * from.kv_row + column..],
-        row: from.kv_row,
-        column: 1,
+/// The way back, overwriting or adding.
+///
+/// # Safety
+/// `to` must hold `rows` rows of H·K numbers at this stride that nobody else uses.
+unsafe fn store_heads(
+    from: &[f32],
+    shape: &Attention,
+    rows: usize,
+    to: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    let k = shape.key_dim;
+    for row in 0..rows {
+        for head in 0..shape.heads {
+            let x = &from[(head * rows + row) * k..][..k];
+            // SAFETY: inside the row, by the caller's contract.
+            let out = unsafe { std::slice::from_raw_parts_mut(to.add(row * stride + head * k), k) };
+            if add {
+                super::elementwise::add_to(out, x);
+            } else {
+                out.copy_from_slice(x);
+            }
+        }
     }
 }
 
-fn values<'a>(shape: &Attention, from: Sources<'a>, s: usize, head: usize) -> View<'a> {
-    let column = from.k_column + (shape.heads + head) * shape.key_dim;
-    View {
-        data: &from.kv[shape.keys[s] * from.kv_row + column..],
-        row: from.kv_row,
-        column: 1,
-    }
+/// One head of a buffer [H, rows, K].
+fn head_of<'a>(heads: &'a [f32], shape: &Attention, rows: usize, head: usize) -> View<'a> {
+    let n = rows * shape.key_dim;
+    View::rows(&heads[head * n..][..n], shape.key_dim)
 }
 
+/// The bucket of every distance of a sequence, or nothing without a bias.
 fn bucket_row(shape: &Attention, s: usize, from: &Sources) -> Vec<u32> {
     let (nq, nk) = lengths(shape, s);
     if from.bias.is_empty() || nq == 0 {
@@ -267,7 +320,7 @@ fn bucket_row(shape: &Attention, s: usize, from: &Sources) -> Vec<u32> {
     }
 }
 
-/// Softmax of scores plus bias into `room.scores` [nq, nk].
+/// Softmax of scores plus bias into `room.scores` [nq, padded(nk)].
 fn probabilities(
     shape: &Attention,
     from: Sources,
@@ -277,31 +330,36 @@ fn probabilities(
     room: &mut Room,
 ) {
     let (nq, nk) = lengths(shape, s);
-    if nq == 0 || nk == 0 {
-        return;
+    let wide = padded(nk);
+    if room.scores.len() < nq * wide {
+        room.scores.resize(nq * wide, 0.0);
     }
-    if room.scores.len() < nq * nk {
-        room.scores.resize(nq * nk, 0.0);
-    }
-    let scores = &mut room.scores[..nq * nk];
-    let (q, k) = (queries(shape, from, s, head), keys(shape, from, s, head));
+    let scores = &mut room.scores[..nq * wide];
+    let q = head_of(&room.q, shape, nq, head);
+    let k = head_of(&room.k, shape, nk, head);
     multiply_small(
         (nq, nk, shape.key_dim),
         q,
         k.t(),
         scores,
-        nk,
+        wide,
         false,
         &mut room.scratch,
     );
-    for (i, row) in scores.chunks_exact_mut(nk).enumerate() {
+    let line = &mut room.line;
+    line.clear();
+    line.extend(
+        buckets
+            .iter()
+            .map(|&b| from.bias[b as usize * shape.heads + head]),
+    );
+    for (i, row) in scores.chunks_exact_mut(wide).enumerate() {
         let end = if shape.causal { i + 1 } else { nk };
-        if !buckets.is_empty() {
-            for (x, &bucket) in row[..end].iter_mut().zip(&buckets[nq - 1 - i..]) {
-                *x += from.bias[bucket as usize * shape.heads + head];
-            }
+        if !line.is_empty() {
+            super::elementwise::add_to(&mut row[..end], &line[nq - 1 - i..][..end]);
         }
-        softmax_in_place(&mut row[..end]);
+        row[end..].fill(f32::NEG_INFINITY);
+        softmax_in_place(row);
         row[end..].fill(0.0);
     }
 }
@@ -330,15 +388,21 @@ fn split_rows<'a>(
     tasks
 }
 
-/// e^x to about 2 units in the last place, without branches, so that it vectorises.
+/// ln 2 in two parts; the first has few bits, so its products are exact.
+const LN_2_HIGH: f32 = 355.0 / 512.0;
+const LN_2_REST: f32 = 2.121_944_4e-4;
+
+/// e^x to about 2 units in the last place, without branches, so that it vectorises. Below e^-80 it is 0: numbers
+/// near the smallest float would turn into denormal ones later, which are a hundred times slower.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    let x = if x < -87.0 { -87.0 } else { x };
+    let zero = x < -80.0;
+    let x = if zero { -80.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = shifted - 12_582_912.0;
-    let r = x - n * 0.693_359_375;
-    let r = r + n * 2.121_944_4e-4;
+    let r = x - n * LN_2_HIGH;
+    let r = r + n * LN_2_REST;
     let mut p = 1.987_569_1e-4;
     for c in [
         1.398_199_9e-3,
@@ -355,11 +419,12 @@ pub(crate) fn exp(x: f32) -> f32 {
         .wrapping_sub(0x4b40_0000)
         .wrapping_add(127))
         << 23;
-    p * f32::from_bits(power)
+    let y = p * f32::from_bits(power);
+    if zero { 0.0 } else { y }
 }
 
 vectorized! {
-    /// Softmax of one row.
+    /// Softmax of one row, in 16 fixed lanes.
     pub(crate) fn softmax_in_place(row: &mut [f32]) {
         let mut lanes = [f32::NEG_INFINITY; 16];
         let (chunks, rest) = row.as_chunks::<16>();
@@ -421,7 +486,9 @@ mod tests {
 
     #[test]
     fn exp_is_accurate() {
-        for i in -8700..200 {
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+        for i in -8000..200 {
             let x = i as f32 / 100.0;
             let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
             assert!(

@@ -3,7 +3,8 @@
 //! An element of the result is summed over k in one fixed order, whatever the number of rows, their position
 //! or the number of threads: batch 1 equals batch N to the bit, and so does any thread count.
 
-use super::isa::{Isa, isa};
+use super::isa::{Isa, isa, vectorized};
+use super::norm::dot;
 use rayon::prelude::*;
 
 /// A matrix to read: element (i, j) is `data[i * row + j * column]`.
@@ -42,7 +43,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn from_row(self, row: usize) -> Self {
+    fn skip_rows(self, row: usize) -> Self {
         View {
             data: &self.data[row * self.row..],
             ..self
@@ -54,6 +55,9 @@ impl<'a> View<'a> {
 const TASK_ROWS: usize = 96;
 /// Depth of one block: a panel of the right operand of this depth stays in the first-level cache.
 const DEPTH: usize = 256;
+
+/// Up to this many rows, packing the right operand costs more than it saves when its columns are contiguous.
+const FEW_ROWS: usize = 6;
 
 /// Reusable memory for packed operands.
 #[derive(Default)]
@@ -101,7 +105,7 @@ pub(crate) fn multiply(
             unsafe {
                 block(
                     (count, n, k),
-                    a.from_row(first),
+                    a.skip_rows(first),
                     right,
                     rows.as_mut_ptr(),
                     n,
@@ -162,6 +166,9 @@ pub(crate) fn multiply_small(
     a.check(m, k);
     b.check(k, n);
     assert!(c_row >= n && (m - 1) * c_row + n <= c.len());
+    if m <= FEW_ROWS && a.column == 1 && b.row == 1 {
+        return dots((m, n, k), a, b, c, c_row, accumulate);
+    }
     let width = isa().tile().1;
     let panels = n.div_ceil(width);
     grow(&mut scratch.right, panels * width * k);
@@ -184,6 +191,22 @@ pub(crate) fn multiply_small(
     };
 }
 
+vectorized! {
+    /// `c (+)= a · b` by dot products of contiguous rows of a and columns of b.
+    fn dots(
+        shape: (usize, usize, usize), a: View, b: View, c: &mut [f32], c_row: usize, accumulate: bool,
+    ) {
+        let (m, n, k) = shape;
+        for i in 0..m {
+            let x = &a.data[i * a.row..][..k];
+            for (j, out) in c[i * c_row..][..n].iter_mut().enumerate() {
+                let value = dot(x, &b.data[j * b.column..][..k]);
+                *out = if accumulate { *out + value } else { value };
+            }
+        }
+    }
+}
+
 fn grow(buffer: &mut Vec<f32>, length: usize) {
     if buffer.len() < length {
         buffer.resize(length, 0.0);
@@ -203,13 +226,84 @@ fn pack_panel(b: View, k: usize, n: usize, panel: usize, width: usize, out: &mut
         if count < width {
             out.fill(0.0);
         }
-        for depth in (0..k).step_by(16) {
-            let end = (depth + 16).min(k);
-            for j in 0..count {
-                let base = (first + j) * b.column;
-                for d in depth..end {
-                    out[d * width + j] = b.data[d * b.row + base];
-                }
+        let fast = if b.row == 1 {
+            transpose_blocks(b, k, first, count, width, out)
+        } else {
+            (0, 0)
+        };
+        for j in 0..count {
+            let from = if j < fast.1 { fast.0 } else { 0 };
+            for d in from..k {
+                out[d * width + j] = b.data[d * b.row + (first + j) * b.column];
+            }
+        }
+    }
+}
+
+/// Transposes whole 16 x 16 blocks of contiguous columns; says how many depths and columns are done.
+fn transpose_blocks(
+    b: View,
+    k: usize,
+    first: usize,
+    count: usize,
+    width: usize,
+    out: &mut [f32],
+) -> (usize, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 && width.is_multiple_of(16) {
+        let done = (k / 16 * 16, count / 16 * 16);
+        for j in (0..done.1).step_by(16) {
+            for d in (0..done.0).step_by(16) {
+                let from = &b.data[(first + j) * b.column + d..][..15 * b.column + 16];
+                let to = &mut out[d * width + j..][..15 * width + 16];
+                // SAFETY: both slices hold 16 rows of 16 numbers at their strides; the CPU has AVX-512.
+                unsafe { transpose_16(from.as_ptr(), b.column, to.as_mut_ptr(), width) };
+            }
+        }
+        return done;
+    }
+    let _ = (b, k, first, count, width, out);
+    (0, 0)
+}
+
+/// # Safety
+/// `from` and `to` must hold 16 rows of 16 numbers at their strides.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_16(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut a = [_mm512_setzero_ps(); 16];
+        let mut b = a;
+        for (i, a) in a.iter_mut().enumerate() {
+            *a = _mm512_loadu_ps(from.add(i * from_row));
+        }
+        for i in 0..8 {
+            b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+        }
+        // now 4 x 4 blocks: a[4g + c] holds column c (of every group of four) of rows 4g..4g + 4
+        for g in 0..4 {
+            let r = 4 * g;
+            a[r] = _mm512_shuffle_ps::<0x44>(b[r], b[r + 2]);
+            a[r + 1] = _mm512_shuffle_ps::<0xee>(b[r], b[r + 2]);
+            a[r + 2] = _mm512_shuffle_ps::<0x44>(b[r + 1], b[r + 3]);
+            a[r + 3] = _mm512_shuffle_ps::<0xee>(b[r + 1], b[r + 3]);
+        }
+        for c in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0x88>(a[c], a[4 + c]);
+            let high = _mm512_shuffle_f32x4::<0xdd>(a[c], a[4 + c]);
+            let low2 = _mm512_shuffle_f32x4::<0x88>(a[8 + c], a[12 + c]);
+            let high2 = _mm512_shuffle_f32x4::<0xdd>(a[8 + c], a[12 + c]);
+            let columns = [
+                _mm512_shuffle_f32x4::<0x88>(low, low2),
+                _mm512_shuffle_f32x4::<0x88>(high, high2),
+                _mm512_shuffle_f32x4::<0xdd>(low, low2),
+                _mm512_shuffle_f32x4::<0xdd>(high, high2),
+            ];
+            for (q, column) in columns.into_iter().enumerate() {
+                _mm512_storeu_ps(to.add((4 * q + c) * to_row), column);
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Attention pads inside and unpads its result; masks of dropout are drawn on the host so that both engines agree.
 
+use super::attention::padded;
 use super::tape::{check_below, check_offsets};
 use super::{Attention, Dropout, Graph};
 use crate::error::{Error, Result};
@@ -100,7 +101,7 @@ impl Stock {
         let longest =
             |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let (lq, lk) = (longest(&shape.queries), longest(&shape.keys));
-        let padded = |x: &Tensor, offsets: &[usize], l: usize| -> Result<Tensor> {
+        let pad = |x: &Tensor, offsets: &[usize], l: usize| -> Result<Tensor> {
             let mut rows = Vec::with_capacity(b * l);
             for w in offsets.windows(2) {
                 rows.extend((0..l).map(|i| (w[0] + i).min(w[1] - 1) as u32));
@@ -110,8 +111,8 @@ impl Stock {
                 .transpose(1, 2)?
                 .contiguous()?) // [B, H, L, K]
         };
-        let q = padded(q, &shape.queries, lq)?;
-        let (k, v) = (padded(k, &shape.keys, lk)?, padded(v, &shape.keys, lk)?);
+        let q = pad(q, &shape.queries, lq)?;
+        let (k, v) = (pad(k, &shape.keys, lk)?, pad(v, &shape.keys, lk)?);
         let mut scores = q.matmul(&k.t()?.contiguous()?)?; // [B, H, Lq, Lk]
         if let Some(bias) = bias {
             let table = shape.buckets.table(lq, lk);
@@ -148,7 +149,7 @@ impl Stock {
                 for head in 0..h {
                     for i in 0..nq {
                         let out = &mut mask[((s * h + head) * lq + i) * lk..][..nk];
-                        dropout.mask((head * nq + i) * nk, out);
+                        dropout.mask((head * nq + i) * padded(nk), out);
                     }
                 }
             }
