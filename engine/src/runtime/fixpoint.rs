@@ -12,6 +12,7 @@ use arrow::array::{AsArray, BooleanArray, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, filter_record_batch, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::feedback::{ConnectLoop, Feedback};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
@@ -78,6 +79,7 @@ pub(crate) fn fixpoint<'scope>(
         let mut capabilities = capabilities.into_iter();
         let mut result_capability = capabilities.next();
         let mut drop_capability = capabilities.next();
+        let mut rounds: BTreeMap<u64, (Capability<u64>, Vec<Parcel>)> = BTreeMap::new();
         move |frontiers| {
             input.for_each(|_, parcels| {
                 for parcel in parcels.drain(..) {
@@ -105,24 +107,31 @@ pub(crate) fn fixpoint<'scope>(
                 }
             }
             returned.for_each(|capability, parcels| {
+                if let Some(capability) = capability.retain_least(1) {
+                    let round = rounds.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
+                    round.1.append(parcels);
+                }
+            });
+            // A round is evaluated when all of its drops are here, so that a partition is looked at once a round.
+            while let Some(entry) = rounds.first_entry() {
+                if frontiers[1].less_equal(entry.key()) {
+                    break;
+                }
+                let (capability, parcels) = entry.remove();
                 let run = state.run.clone();
                 let dropped = run.call(|_| {
-                    let mut places = BTreeSet::new();
-                    for parcel in parcels.drain(..) {
-                        places.insert(parcel.to);
-                        state.remove(&parcel)?;
+                    let places = parcels.iter().map(|parcel| parcel.to).collect();
+                    for parcel in &parcels {
+                        state.remove(parcel)?;
                     }
                     state.evaluate(places)
                 });
-                let capability = capability.retain_least(1);
-                if let (Some(dropped), Some(capability)) = (dropped, capability) {
-                    let mut output = drops.activate();
-                    let mut session = output.session(&capability);
-                    for parcel in dropped {
-                        session.give(parcel);
-                    }
+                let mut output = drops.activate();
+                let mut session = output.session(&capability);
+                for parcel in dropped.into_iter().flatten() {
+                    session.give(parcel);
                 }
-            });
+            }
             // Nothing is in the loop any more, on any worker: what is left is the result.
             if drop_capability.is_none() && frontiers[1].frontier().is_empty() {
                 let Some(capability) = &result_capability else { return };
@@ -234,14 +243,14 @@ impl State {
             if kept.column_by_name(ROW_TAG).is_none() {
                 return Err(Error::internal("a fixpoint operator must keep the hidden row tag"));
             }
-            let kept: BTreeSet<u64> = tags(&kept).values().iter().copied().collect();
-            let gone: Vec<bool> = tags(&alive).values().iter().map(|tag| !kept.contains(tag)).collect();
-            if !gone.contains(&true) {
+            if kept.num_rows() == alive.num_rows() {
                 continue;
             }
-            let all = tags(&loaded.keys).clone();
-            for row in 0..all.len() {
-                loaded.alive[row] &= kept.contains(&all.value(row));
+            // Operators filter, so tags stay sorted.
+            let kept = tags(&kept).values().clone();
+            let gone: Vec<bool> = tags(&alive).values().iter().map(|tag| kept.binary_search(tag).is_err()).collect();
+            for (row, tag) in tags(&loaded.keys).values().iter().enumerate() {
+                loaded.alive[row] = loaded.alive[row] && kept.binary_search(tag).is_ok();
             }
             let gone = filter_record_batch(&alive, &BooleanArray::from(gone))?;
             for (other, columns) in self.sides.iter().enumerate().filter(|(other, _)| *other != side) {
@@ -268,13 +277,8 @@ impl State {
         };
         let loaded = self.loaded.remove(&partition);
         let loaded = loaded.ok_or_else(|| Error::internal("rows without keys in a fixpoint"))?;
-        let alive: BTreeSet<u64> = tags(&loaded.keys)
-            .values()
-            .iter()
-            .zip(&loaded.alive)
-            .filter(|(_, alive)| **alive)
-            .map(|(tag, _)| *tag)
-            .collect();
+        let all = tags(&loaded.keys).values();
+        let alive = |tag: &u64| all.binary_search(tag).is_ok_and(|row| loaded.alive[row]);
         let mut batches = Vec::new();
         for batch in buffer.take()? {
             let mask: BooleanArray = tags(&batch)

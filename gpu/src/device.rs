@@ -1,0 +1,49 @@
+//! Device names: `cpu`, `cuda`, `cuda:1`, `auto`.
+
+use crate::error::{Error, Result};
+use candle_core::Device;
+
+/// The device a name stands for.
+///
+/// `auto` takes the first GPU if this build and this machine have one, else the CPU.
+///
+/// # Errors
+/// [`Error::Device`] for an unknown name or a GPU that cannot be opened.
+pub fn device(name: &str) -> Result<Device> {
+    let unavailable = |reason: String| Error::Device {
+        requested: name.into(),
+        reason,
+    };
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        None if name == "auto" => Ok(open(0).unwrap_or(Device::Cpu)),
+        None if name == "cuda" => open(0).map_err(unavailable),
+        Some(("cuda", index)) => match index.parse() {
+            Ok(index) => open(index).map_err(unavailable),
+            Err(_) => Err(unavailable(format!("`{index}` is not a device number"))),
+        },
+        _ => Err(unavailable("known are cpu, cuda, cuda:N and auto".into())),
+    }
+}
+
+fn open(index: usize) -> std::result::Result<Device, String> {
+    if !candle_core::utils::cuda_is_available() {
+        return Err("this build has no CUDA support (feature `cuda`)".into());
+    }
+    Device::new_cuda(index).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert!(device("cpu").unwrap().is_cpu());
+        assert!(device("auto").is_ok());
+        for bad in ["gpu", "cuda:x", "cpu:0", ""] {
+            let text = device(bad).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("device `{bad}` is not available")));
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Single-precision matrix product on the CPU.
+//!
+//! An element of the result is summed over k in one fixed order, whatever the number of rows, their position
+//! or the number of threads: batch 1 equals batch N to the bit, and so does any thread count.
+
+mod tile;
+
+use super::isa::{Isa, isa, vectorized};
+use super::norm::dot;
+use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use tile::transpose_16;
+use tile::{Tile, run_tile};
+
+/// A matrix to read: element (i, j) is `data[i * row + j * column]`.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    /// The numbers; the matrix may be a window of them.
+    pub data: &'a [f32],
+    /// Distance between rows.
+    pub row: usize,
+    /// Distance between columns.
+    pub column: usize,
+}
+
+impl<'a> View<'a> {
+    /// A dense row-major matrix with `columns` columns.
+    pub fn rows(data: &'a [f32], columns: usize) -> Self {
+        View {
+            data,
+            row: columns,
+            column: 1,
+        }
+    }
+
+    /// The same numbers, transposed.
+    pub fn t(self) -> Self {
+        View {
+            data: self.data,
+            row: self.column,
+            column: self.row,
+        }
+    }
+
+    fn check(self, rows: usize, columns: usize) {
+        if rows > 0 && columns > 0 {
+            assert!((rows - 1) * self.row + (columns - 1) * self.column < self.data.len());
+        }
+    }
+
+    fn skip_rows(self, row: usize) -> Self {
+        View {
+            data: &self.data[row * self.row..],
+            ..self
+        }
+    }
+}
+
+/// Rows of the result that one task computes.
+const TASK_ROWS: usize = 96;
+/// Depth of one block: a panel of the right operand of this depth stays in the first-level cache.
+const DEPTH: usize = 256;
+
+/// Up to this many rows, packing the right operand costs more than it saves when its columns are contiguous.
+const FEW_ROWS: usize = 6;
+
+/// Reusable memory for packed operands.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    right: Vec<f32>,
+    left: Vec<f32>,
+    transposed: Vec<f32>,
+}
+
+/// `c[m, n] = a[m, k] · b[k, n]` (or `+=`), rows of `c` in parallel; `finish(first_row, rows)` runs on each finished
+/// group of rows while it is still in the cache.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn multiply(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    c: &mut [f32],
+    accumulate: bool,
+    scratch: &mut Scratch,
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    assert_eq!(c.len(), m * n);
+    if m == 0 || n == 0 {
+        return;
+    }
+    a.check(m, k);
+    b.check(k, n);
+    let width = isa().tile().1;
+    let panels = n.div_ceil(width);
+    grow(&mut scratch.right, panels * width * k);
+    let right = &mut scratch.right[..panels * width * k];
+    if k > 0 {
+        right
+            .par_chunks_mut(width * k)
+            .enumerate()
+            .for_each(|(panel, out)| pack_panel(b, k, n, panel, width, out));
+    }
+    let right = &*right;
+    c.par_chunks_mut(TASK_ROWS * n)
+        .enumerate()
+        .for_each_init(Vec::new, |left, (task, rows)| {
+            let first = task * TASK_ROWS;
+            let count = rows.len() / n;
+            // SAFETY: a, b and c were checked above; `rows` holds `count` full rows.
+            unsafe {
+                block(
+                    (count, n, k),
+                    a.skip_rows(first),
+                    right,
+                    rows.as_mut_ptr(),
+                    n,
+                    accumulate,
+                    left,
+                )
+            };
+            finish(first, rows);
+        });
+}
+
+/// `c[m, n] (+)= aᵀ[m, k] · b[k, n]` for a long k (a weight's gradient): the wider operand is never packed as a whole.
+pub(crate) fn multiply_long(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    c: &mut [f32],
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    if n <= m {
+        return multiply((m, n, k), a, b, c, accumulate, scratch, |_, _| ());
+    }
+    let mut transposed = std::mem::take(&mut scratch.transposed);
+    grow(&mut transposed, m * n);
+    multiply(
+        (n, m, k),
+        b.t(),
+        a.t(),
+        &mut transposed[..m * n],
+        false,
+        scratch,
+        |_, _| (),
+    );
+    c.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+        for (j, out) in row.iter_mut().enumerate() {
+            let value = transposed[j * m + i];
+            *out = if accumulate { *out + value } else { value };
+        }
+    });
+    scratch.transposed = transposed;
+}
+
+/// The same product on one thread, for small matrices inside a task; `c` has its own row stride.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn multiply_small(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    c: &mut [f32],
+    c_row: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    a.check(m, k);
+    b.check(k, n);
+    assert!(c_row >= n && (m - 1) * c_row + n <= c.len());
+    if m <= FEW_ROWS && a.column == 1 && b.row == 1 {
+        return dots((m, n, k), a, b, c, c_row, accumulate);
+    }
+    let width = isa().tile().1;
+    let panels = n.div_ceil(width);
+    grow(&mut scratch.right, panels * width * k);
+    for panel in 0..panels {
+        let out = &mut scratch.right[panel * width * k..][..width * k];
+        pack_panel(b, k, n, panel, width, out);
+    }
+    let right = &scratch.right[..panels * width * k];
+    // SAFETY: a, b and c were checked above.
+    unsafe {
+        block(
+            (m, n, k),
+            a,
+            right,
+            c.as_mut_ptr(),
+            c_row,
+            accumulate,
+            &mut scratch.left,
+        )
+    };
+}
+
+vectorized! {
+    /// `c (+)= a · b` by dot products of contiguous rows of a and columns of b.
+    fn dots(
+        shape: (usize, usize, usize), a: View, b: View, c: &mut [f32], c_row: usize, accumulate: bool,
+    ) {
+        let (m, n, k) = shape;
+        for i in 0..m {
+            let x = &a.data[i * a.row..][..k];
+            for (j, out) in c[i * c_row..][..n].iter_mut().enumerate() {
+                let value = dot(x, &b.data[j * b.column..][..k]);
+                *out = if accumulate { *out + value } else { value };
+            }
+        }
+    }
+}
+
+fn grow(buffer: &mut Vec<f32>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+}
+
+/// Copies `width` columns of b to `[k][width]`, zeros beyond the last column.
+fn pack_panel(b: View, k: usize, n: usize, panel: usize, width: usize, out: &mut [f32]) {
+    let first = panel * width;
+    let count = width.min(n - first);
+    if b.column == 1 {
+        for (depth, out) in out.chunks_exact_mut(width).enumerate() {
+            out[..count].copy_from_slice(&b.data[depth * b.row + first..][..count]);
+            out[count..].fill(0.0);
+        }
+    } else {
+        if count < width {
+            out.fill(0.0);
+        }
+        let fast = if b.row == 1 {
+            transpose_blocks(b, k, first, count, width, out)
+        } else {
+            (0, 0)
+        };
+        for j in 0..count {
+            let from = if j < fast.1 { fast.0 } else { 0 };
+            for d in from..k {
+                out[d * width + j] = b.data[d * b.row + (first + j) * b.column];
+            }
+        }
+    }
+}
+
+/// Transposes whole 16 x 16 blocks of contiguous columns; says how many depths and columns are done.
+fn transpose_blocks(
+    b: View,
+    k: usize,
+    first: usize,
+    count: usize,
+    width: usize,
+    out: &mut [f32],
+) -> (usize, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 && width.is_multiple_of(16) {
+        let done = (k / 16 * 16, count / 16 * 16);
+        for j in (0..done.1).step_by(16) {
+            for d in (0..done.0).step_by(16) {
+                let from = &b.data[(first + j) * b.column + d..][..15 * b.column + 16];
+                let to = &mut out[d * width + j..][..15 * width + 16];
+                // SAFETY: both slices hold 16 rows of 16 numbers at their strides; the CPU has AVX-512.
+                unsafe { transpose_16(from.as_ptr(), b.column, to.as_mut_ptr(), width) };
+            }
+        }
+        return done;
+    }
+    let _ = (b, k, first, count, width, out);
+    (0, 0)
+}
+
+/// One task: `m` rows of the result from a packed right operand.
+///
+/// # Safety
+/// `a` must hold m x k elements, `right` the packed k x n ones, and `c` m rows of n at stride `c_row`.
+unsafe fn block(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    right: &[f32],
+    c: *mut f32,
+    c_row: usize,
+    accumulate: bool,
+    left: &mut Vec<f32>,
+) {
+    let isa = isa();
+    let (height, width) = isa.tile();
+    if k == 0 && !accumulate {
+        for i in 0..m {
+            // SAFETY: row i of c, by the caller's contract.
+            unsafe { std::slice::from_raw_parts_mut(c.add(i * c_row), n) }.fill(0.0);
+        }
+    }
+    let direct = a.column == 1;
+    for depth in (0..k).step_by(DEPTH) {
+        let deep = DEPTH.min(k - depth);
+        if !direct {
+            pack_left(a, m, depth, deep, height, left);
+        }
+        for panel in 0..n.div_ceil(width) {
+            let columns = width.min(n - panel * width);
+            let b = right[panel * width * k + depth * width..].as_ptr();
+            for row in (0..m).step_by(height) {
+                let rows = height.min(m - row);
+                let tile = Tile {
+                    k: deep,
+                    a: if direct {
+                        a.data[row * a.row + depth..].as_ptr()
+                    } else {
+                        left[row * deep..].as_ptr()
+                    },
+                    a_row: if direct { a.row } else { 1 },
+                    a_column: if direct { 1 } else { height },
+                    b,
+                    // SAFETY: inside the m rows of c.
+                    c: unsafe { c.add(row * c_row + panel * width) },
+                    c_row,
+                    columns,
+                    add: accumulate || depth > 0,
+                };
+                // SAFETY: the tile's windows lie inside a, right and c; `isa` was detected.
+                unsafe { run_tile(isa, rows, &tile) };
+            }
+        }
+    }
+}
+
+/// Copies rows of a (stored by columns) to tiles of `[depth][height]`.
+fn pack_left(a: View, m: usize, depth: usize, deep: usize, height: usize, left: &mut Vec<f32>) {
+    grow(left, m.next_multiple_of(height) * deep);
+    match height {
+        12 => pack_tiles::<12>(a, m, depth, deep, left),
+        6 => pack_tiles::<6>(a, m, depth, deep, left),
+        _ => pack_tiles::<4>(a, m, depth, deep, left),
+    }
+}
+
+fn pack_tiles<const H: usize>(a: View, m: usize, depth: usize, deep: usize, left: &mut [f32]) {
+    for row in (0..m).step_by(H) {
+        let rows = H.min(m - row);
+        let (out, _) = left[row * deep..][..H * deep].as_chunks_mut::<H>();
+        for (d, out) in out.iter_mut().enumerate() {
+            let base = (depth + d) * a.column + row * a.row;
+            if a.row == 1 && rows == H {
+                out.copy_from_slice(&a.data[base..base + H]);
+            } else {
+                for (i, out) in out[..rows].iter_mut().enumerate() {
+                    *out = a.data[base + i * a.row];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Key;
+
+    fn numbers(seed: u64, n: usize) -> Vec<f32> {
+        (0..n as u64)
+            .map(|i| Key::new(seed).normal(i) as f32)
+            .collect()
+    }
+
+    fn slow(m: usize, n: usize, k: usize, a: View, b: View) -> Vec<f64> {
+        let at = |v: View, i: usize, j: usize| f64::from(v.data[i * v.row + j * v.column]);
+        (0..m * n)
+            .map(|x| (0..k).map(|d| at(a, x / n, d) * at(b, d, x % n)).sum())
+            .collect()
+    }
+
+    #[test]
+    fn equals_the_slow_product_in_every_layout() {
+        let mut scratch = Scratch::default();
+        for (m, n, k) in [
+            (1, 1, 1),
+            (7, 13, 33),
+            (33, 7, 13),
+            (13, 33, 7),
+            (129, 65, 300),
+            (3, 5, 0),
+        ] {
+            let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+            for (a, b) in [
+                (View::rows(&a, k), View::rows(&b, n)),
+                (View::rows(&a, m).t(), View::rows(&b, n)),
+                (View::rows(&a, k), View::rows(&b, k).t()),
+                (View::rows(&a, m).t(), View::rows(&b, k).t()),
+            ] {
+                let expected = slow(m, n, k, a, b);
+                let (mut c, mut long) = (vec![1.0; m * n], vec![1.0; m * n]);
+                multiply((m, n, k), a, b, &mut c, true, &mut scratch, |_, _| ());
+                multiply_long((m, n, k), a, b, &mut long, true, &mut scratch);
+                let mut small = vec![f32::NAN; m * (n + 3)];
+                multiply_small((m, n, k), a, b, &mut small, n + 3, false, &mut scratch);
+                for i in 0..m * n {
+                    let want = expected[i];
+                    assert!((f64::from(c[i]) - 1.0 - want).abs() < 1e-4);
+                    assert!((f64::from(long[i]) - 1.0 - want).abs() < 1e-4);
+                    assert!((f64::from(small[i / n * (n + 3) + i % n]) - want).abs() < 1e-4);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        let (m, n, k) = (101, 45, 300);
+        let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+        let mut scratch = Scratch::default();
+        let mut all = vec![0.0; m * n];
+        multiply(
+            (m, n, k),
+            View::rows(&a, k),
+            View::rows(&b, n),
+            &mut all,
+            false,
+            &mut scratch,
+            |_, _| (),
+        );
+        for i in 0..m {
+            let mut one = vec![0.0; n];
+            let row = View::rows(&a[i * k..][..k], k);
+            multiply(
+                (1, n, k),
+                row,
+                View::rows(&b, n),
+                &mut one,
+                false,
+                &mut scratch,
+                |_, _| (),
+            );
+            assert_eq!(one, all[i * n..][..n]);
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_agrees() {
+        let (k, a, b) = (37, numbers(1, 4 * 37), numbers(2, 32 * 37));
+        let run = |isa: Isa| {
+            let mut c = vec![0f32; 8 * 4];
+            let width = isa.tile().1;
+            let mut panel = vec![0.0; width * k];
+            pack_panel(View::rows(&b, 32), k, 32, 0, width, &mut panel);
+            let tile = Tile {
+                k,
+                a: a.as_ptr(),
+                a_row: k,
+                a_column: 1,
+                b: panel.as_ptr(),
+                c: c.as_mut_ptr(),
+                c_row: 8,
+                columns: 8,
+                add: false,
+            };
+            // SAFETY: 4 rows of 8 columns, all in bounds.
+            unsafe { run_tile(isa, 4, &tile) };
+            c
+        };
+        let want = run(Isa::Portable);
+        for isa in Isa::available() {
+            for (x, y) in run(isa).iter().zip(&want) {
+                assert!((x - y).abs() < 1e-5);
+            }
+        }
+    }
+}
