@@ -99,6 +99,13 @@ pub enum TrainEvent<'a> {
         /// Samples per second since the last evaluation.
         samples_per_second: f64,
     },
+    /// Part of an evaluation is done; breaking here interrupts it.
+    Evaluating {
+        /// Users searched so far.
+        users: usize,
+        /// Users to search.
+        total: usize,
+    },
     /// An evaluation is done.
     Evaluated {
         /// The new point of the curve.
@@ -210,7 +217,7 @@ pub fn train_tiger(
                 continue;
             }
             let metrics = match &validation {
-                Some(v) => Some(engine.evaluate(v, root.child(3))?),
+                Some(v) => Some(engine.evaluate(v, root.child(3), on_event)?),
                 None => None,
             };
             let best = run.record(step, epoch, lr, metrics, &engine)?;
