@@ -112,6 +112,17 @@ impl Adam {
         }
         Ok(())
     }
+
+    /// Steps done, and the two moments of every weight.
+    pub(crate) fn state(&self) -> (i32, &[(Vec<f32>, Vec<f32>)]) {
+        (self.step, &self.moments)
+    }
+
+    /// Goes on from a saved state.
+    pub(crate) fn restore(&mut self, step: i32, moments: Vec<(Vec<f32>, Vec<f32>)>) {
+        self.step = step;
+        self.moments = moments;
+    }
 }
 
 /// The same optimizer out of stock tensor operations, for any device.

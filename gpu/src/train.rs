@@ -1,5 +1,6 @@
 //! Training of TIGER: batches, optimizer steps, early stopping on the validation users.
 
+mod checkpoint;
 mod engine;
 
 use crate::beam::Hypothesis;
@@ -13,6 +14,7 @@ use candle_core::Device;
 use engine::{Engine, pack};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 /// Rank cut-off of model selection.
@@ -159,6 +161,10 @@ pub struct Trained {
 
 /// Trains a model from scratch. On the CPU the result depends on nothing but the arguments, not on threads either.
 ///
+/// With a `checkpoint` folder the CPU engine saves its state there after every evaluation, and a run that finds the
+/// state of the same config, options and data goes on from it: the result is that of an uninterrupted run, to the bit
+/// (the curve's seconds aside). The folder is left for the caller to remove. On another device it is not used.
+///
 /// # Errors
 /// [`Error::InvalidConfig`] naming the field, [`Error::InvalidData`] for bad samples, [`Error::NotFinite`] with the
 /// step when the loss diverges, [`Error::Interrupted`] when `on_event` breaks, [`Error::Candle`] on a device.
@@ -168,6 +174,7 @@ pub fn train_tiger(
     device: &Device,
     samples: &Samples,
     validation: Option<Validation>,
+    checkpoint: Option<&Path>,
     on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
 ) -> Result<Trained> {
     options.validate()?;
@@ -187,17 +194,29 @@ pub fn train_tiger(
         losses: (0.0, 0, 0),
         window: start,
     };
-    let (mut step, mut epoch) = (0, 0);
+    let identity = checkpoint::identity(config, options, samples, validation.as_ref());
+    let mut step = 0;
+    if let Some(folder) = checkpoint {
+        step = checkpoint::load(folder, &identity, &mut run, &mut engine)?.unwrap_or(0);
+    }
+    let out_of_patience = |run: &Run| {
+        validation.is_some() && options.patience > 0 && run.since_best >= options.patience
+    };
+    if out_of_patience(&run) {
+        return run.finish(engine, step, Stopped::Patience);
+    }
+    let per_epoch = samples.len().div_ceil(options.batch_size);
     while step < total {
-        epoch += 1;
+        let (epoch, done) = (1 + step / per_epoch, step % per_epoch);
         let order = root.child(1).child(epoch as u64);
-        for rows in samples.batches(options.batch_size, options.bucket_batches, order) {
+        let batches = samples.batches(options.batch_size, options.bucket_batches, order);
+        for rows in &batches[done..] {
             if step == total {
                 break;
             }
             step += 1;
             let lr = options.lr * options.schedule.factor(step, options.warmup_steps, total);
-            let (histories, targets) = pack(config, samples, &rows)?;
+            let (histories, targets) = pack(config, samples, rows)?;
             let mut noise = Noise::new(config.dropout, root.child(2).child(step as u64));
             let loss = engine.step(&histories, &targets, &mut noise, lr, options.clip_norm)?;
             if !loss.is_finite() {
@@ -224,7 +243,10 @@ pub fn train_tiger(
             if let Some(point) = run.curve.last() {
                 tell(on_event, TrainEvent::Evaluated { point, best })?;
             }
-            if validation.is_some() && options.patience > 0 && run.since_best >= options.patience {
+            if let Some(folder) = checkpoint {
+                checkpoint::save(folder, &identity, &run, &engine)?;
+            }
+            if out_of_patience(&run) {
                 return run.finish(engine, step, Stopped::Patience);
             }
         }
@@ -458,6 +480,7 @@ mod tests {
                     &Device::Cpu,
                     &samples,
                     Some(valid),
+                    None,
                     &mut go_on,
                 )
             })
@@ -484,11 +507,84 @@ mod tests {
     }
 
     #[test]
+    fn a_killed_run_goes_on_and_ends_the_same() {
+        let (config, samples, trie) = ring(500);
+        let valid = Validation {
+            samples: &samples,
+            trie: &trie,
+            users: Some(50),
+            beam_width: 5,
+        };
+        let train = |options: &TrainOptions,
+                     folder,
+                     on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
+            train_tiger(
+                &config,
+                options,
+                &Device::Cpu,
+                &samples,
+                Some(valid),
+                folder,
+                on_event,
+            )
+        };
+        let options = TrainOptions {
+            max_steps: Some(70),
+            eval_every: 20,
+            ..options()
+        };
+        let whole = train(&options, None, &mut go_on).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = 0;
+        for kill_at in [33, 51, 1000] {
+            let result = train(&options, Some(folder.path()), &mut |event| match event {
+                TrainEvent::Step { step, .. } if step == kill_at => ControlFlow::Break(()),
+                TrainEvent::Step { step, .. } => {
+                    first = if first == 0 { step } else { first };
+                    ControlFlow::Continue(())
+                }
+                _ => ControlFlow::Continue(()),
+            });
+            let Ok(trained) = result else { continue };
+            assert_eq!(trained.model, whole.model);
+            assert_eq!(trained.best_step, whole.best_step);
+            let plain = |curve: &[CurvePoint]| -> Vec<CurvePoint> {
+                curve
+                    .iter()
+                    .map(|p| CurvePoint { seconds: 0.0, ..*p })
+                    .collect()
+            };
+            assert_eq!(plain(&trained.curve), plain(&whole.curve));
+        }
+        assert_eq!(first, 1);
+        let mut steps = 0;
+        train(&options, Some(folder.path()), &mut |event| {
+            steps += usize::from(matches!(event, TrainEvent::Step { .. }));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(steps, 0);
+        let other = TrainOptions { lr: 0.5, ..options };
+        let text = train(&other, Some(folder.path()), &mut go_on)
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("another config"), "{text}");
+    }
+
+    #[test]
     fn interruption_divergence_and_bad_options_are_errors() {
         let (config, samples, _) = ring(100);
         let train = |options: &TrainOptions,
                      on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
-            train_tiger(&config, options, &Device::Cpu, &samples, None, on_event)
+            train_tiger(
+                &config,
+                options,
+                &Device::Cpu,
+                &samples,
+                None,
+                None,
+                on_event,
+            )
         };
         let mut steps = 0;
         let result = train(&options(), &mut |event| {
