@@ -295,6 +295,7 @@ fn transpose_blocks(
 ///
 /// # Safety
 /// `a` must hold m x k elements, `right` the packed k x n ones, and `c` m rows of n at stride `c_row`.
+#[allow(clippy::too_many_arguments)]
 unsafe fn block(
     isa: Isa,
     (m, n, k): (usize, usize, usize),
