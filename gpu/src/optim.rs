@@ -59,12 +59,15 @@ impl AdamConfig {
     }
 }
 
+/// Means of gradients and of squared gradients of one weight.
+pub(crate) type Moments = (Vec<f32>, Vec<f32>);
+
 /// The fused CPU optimizer: updates weights in place, allocates nothing after the first step.
 #[derive(Debug, Clone, Default)]
 pub struct Adam {
     config: AdamConfig,
     step: i32,
-    moments: Vec<(Vec<f32>, Vec<f32>)>,
+    moments: Vec<Moments>,
 }
 
 impl Adam {
@@ -111,6 +114,17 @@ impl Adam {
                 .for_each(|((w, g), (m, v))| adam_rows(w, g, m, v, update));
         }
         Ok(())
+    }
+
+    /// Steps done, and the two moments of every weight.
+    pub(crate) fn state(&self) -> (i32, &[Moments]) {
+        (self.step, &self.moments)
+    }
+
+    /// Goes on from a saved state.
+    pub(crate) fn restore(&mut self, step: i32, moments: Vec<Moments>) {
+        self.step = step;
+        self.moments = moments;
     }
 }
 

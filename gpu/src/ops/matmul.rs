@@ -109,6 +109,7 @@ pub(crate) fn multiply(
             // SAFETY: a, b and c were checked above; `rows` holds `count` full rows.
             unsafe {
                 block(
+                    isa(),
                     (count, n, k),
                     a.skip_rows(first),
                     right,
@@ -174,7 +175,25 @@ pub(crate) fn multiply_small(
     if m <= FEW_ROWS && a.column == 1 && b.row == 1 {
         return dots((m, n, k), a, b, c, c_row, accumulate);
     }
-    let width = isa().tile().1;
+    pack_and_multiply(isa(), (m, n, k), a, b, c, c_row, accumulate, scratch);
+}
+
+/// The product by packing, with a chosen instruction set that this CPU must have.
+#[allow(clippy::too_many_arguments)]
+fn pack_and_multiply(
+    isa: Isa,
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    c: &mut [f32],
+    c_row: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    a.check(m, k);
+    b.check(k, n);
+    assert!(m > 0 && c_row >= n && (m - 1) * c_row + n <= c.len());
+    let width = isa.tile().1;
     let panels = n.div_ceil(width);
     grow(&mut scratch.right, panels * width * k);
     for panel in 0..panels {
@@ -185,6 +204,7 @@ pub(crate) fn multiply_small(
     // SAFETY: a, b and c were checked above.
     unsafe {
         block(
+            isa,
             (m, n, k),
             a,
             right,
@@ -275,7 +295,9 @@ fn transpose_blocks(
 ///
 /// # Safety
 /// `a` must hold m x k elements, `right` the packed k x n ones, and `c` m rows of n at stride `c_row`.
+#[allow(clippy::too_many_arguments)]
 unsafe fn block(
+    isa: Isa,
     (m, n, k): (usize, usize, usize),
     a: View,
     right: &[f32],
@@ -284,7 +306,6 @@ unsafe fn block(
     accumulate: bool,
     left: &mut Vec<f32>,
 ) {
-    let isa = isa();
     let (height, width) = isa.tile();
     if k == 0 && !accumulate {
         for i in 0..m {
@@ -438,31 +459,19 @@ mod tests {
 
     #[test]
     fn every_instruction_set_agrees() {
-        let (k, a, b) = (37, numbers(1, 4 * 37), numbers(2, 32 * 37));
-        let run = |isa: Isa| {
-            let mut c = vec![0f32; 8 * 4];
-            let width = isa.tile().1;
-            let mut panel = vec![0.0; width * k];
-            pack_panel(View::rows(&b, 32), k, 32, 0, width, &mut panel);
-            let tile = Tile {
-                k,
-                a: a.as_ptr(),
-                a_row: k,
-                a_column: 1,
-                b: panel.as_ptr(),
-                c: c.as_mut_ptr(),
-                c_row: 8,
-                columns: 8,
-                add: false,
-            };
-            // SAFETY: 4 rows of 8 columns, all in bounds.
-            unsafe { run_tile(isa, 4, &tile) };
-            c
-        };
-        let want = run(Isa::Portable);
-        for isa in Isa::available() {
-            for (x, y) in run(isa).iter().zip(&want) {
-                assert!((x - y).abs() < 1e-5);
+        let (m, n, k) = (33, 45, 300);
+        let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+        for (a, b) in [
+            (View::rows(&a, k), View::rows(&b, n)),
+            (View::rows(&a, m).t(), View::rows(&b, k).t()),
+        ] {
+            let want = slow(m, n, k, a, b);
+            for isa in Isa::available() {
+                let (mut c, mut scratch) = (vec![0.0; m * n], Scratch::default());
+                pack_and_multiply(isa, (m, n, k), a, b, &mut c, n, false, &mut scratch);
+                for (got, want) in c.iter().zip(&want) {
+                    assert!((f64::from(*got) - want).abs() < 1e-4, "{isa:?}");
+                }
             }
         }
     }

@@ -85,7 +85,12 @@ impl Engine {
     }
 
     /// Recall@5 and NDCG@5 of the validation users.
-    pub(super) fn evaluate(&mut self, validation: &Validation, key: Key) -> Result<(f64, f64)> {
+    pub(super) fn evaluate(
+        &mut self,
+        validation: &Validation,
+        key: Key,
+        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<(f64, f64)> {
         let samples = validation.samples;
         let mut rows = key.permutation(samples.len());
         rows.truncate(validation.users.unwrap_or(usize::MAX).max(1));
@@ -95,6 +100,7 @@ impl Engine {
             ..BeamOptions::default()
         };
         let (mut recall, mut ndcg) = (0.0, 0.0);
+        let (mut users_done, total) = (0, rows.len());
         for rows in rows.chunks(EVALUATION_USERS) {
             let histories: Vec<&[u16]> =
                 rows.iter().map(|&i| samples.history(i as usize)).collect();
@@ -115,8 +121,16 @@ impl Engine {
                 recall += r;
                 ndcg += n;
             }
+            users_done += rows.len();
+            tell(
+                on_event,
+                TrainEvent::Evaluating {
+                    users: users_done,
+                    total,
+                },
+            )?;
         }
-        Ok((recall / rows.len() as f64, ndcg / rows.len() as f64))
+        Ok((recall / total as f64, ndcg / total as f64))
     }
 
     pub(super) fn model(&self) -> Result<Tiger> {
