@@ -222,6 +222,11 @@ impl<'a> Binding<'a> {
         self.inputs.contains_key(input)
     }
 
+    /// Names of the connected ports, in order.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
     /// The schema at a port, if it is connected to a table that bound.
     pub fn schema(&self, input: &str) -> Option<&SchemaRef> {
         self.inputs.get(input).and_then(Shape::schema)

@@ -100,7 +100,7 @@ fn data_type(kind: &str) -> Result<DataType> {
         "f32" => DataType::Float32,
         "f64" => DataType::Float64,
         "bool" => DataType::Boolean,
-        "ts" => DataType::Timestamp(arrow::datatypes::TimeUnit::Millisecond, Some("UTC".into())),
+        "ts" => DataType::Timestamp(arrow::datatypes::TimeUnit::Millisecond, Some("+00:00".into())),
         _ => return Err(Error::internal(format!("unknown type \"{kind}\" in a text table"))),
     })
 }

@@ -7,15 +7,22 @@ mod beauty;
 pub mod catalogue;
 pub mod chronology;
 pub mod dedup;
+pub mod embed_text;
+pub mod embed_tfidf_svd;
 pub mod filter_kcore;
 pub mod formats;
+pub mod generate_tiger;
 pub mod ingest_interactions;
+pub mod models;
+pub mod quantize_rkmeans;
 pub mod schema;
 pub mod sequences;
 pub mod split_leave_one_out;
+pub mod tabulate_metrics;
 #[cfg(test)]
 mod testdata;
 pub mod tokenize_sequences;
+pub mod train_tiger;
 
 use sluice_engine::operator::Registry;
 
@@ -25,8 +32,14 @@ pub fn registry() -> Registry {
         .with::<audit_order::AuditOrder>()
         .with::<audit_semantic_ids::AuditSemanticIds>()
         .with::<dedup::Dedup>()
+        .with::<embed_text::EmbedText>()
+        .with::<embed_tfidf_svd::EmbedTfidfSvd>()
         .with::<filter_kcore::FilterKcore>()
+        .with::<generate_tiger::GenerateTiger>()
         .with::<ingest_interactions::IngestInteractions>()
+        .with::<quantize_rkmeans::QuantizeRkmeans>()
         .with::<split_leave_one_out::SplitLeaveOneOut>()
+        .with::<tabulate_metrics::TabulateMetrics>()
         .with::<tokenize_sequences::TokenizeSequences>()
+        .with::<train_tiger::TrainTiger>()
 }

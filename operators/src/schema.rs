@@ -63,7 +63,7 @@ pub const COLLISION_CODE: &str = "collision_code";
 
 /// Milliseconds UTC.
 pub fn timestamp_type() -> DataType {
-    DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
+    DataType::Timestamp(TimeUnit::Millisecond, Some("+00:00".into()))
 }
 
 /// A list whose elements are never null.

@@ -284,7 +284,7 @@ impl State {
             let mask: BooleanArray = tags(&batch)
                 .values()
                 .iter()
-                .map(|tag| Some(alive.contains(tag)))
+                .map(|tag| Some(alive(tag)))
                 .collect();
             let left = filter_record_batch(&batch, &mask)?;
             let columns: Vec<usize> = (0..left.num_columns() - 1).collect();

@@ -1,0 +1,138 @@
+//! Between tables and models: semantic ids as a trie, histories as codes, errors of models as errors of the house.
+
+use std::collections::HashMap;
+
+use arrow::array::{Array, AsArray};
+use sluice_engine::operator::Context;
+use sluice_engine::table::Table;
+use sluice_engine::{Error, Result};
+use sluice_gpu::samples::Ragged;
+use sluice_gpu::trie::Trie;
+
+use crate::schema::{self, CODEBOOK_SIZES, ITEM_ID, SEMANTIC_ID, SEQUENCE, USER_ID};
+
+/// A catalogue of semantic ids: items in table order, their codes, the size of every level, the trie.
+pub struct SemanticIds {
+    /// Item ids in natural order; the trie's item indices point here.
+    pub items: Vec<String>,
+    /// Codes, row-major.
+    pub codes: Vec<u16>,
+    /// Codes per item.
+    pub levels: usize,
+    /// Entries of every level: as declared, and for a collision level the largest code in use and one.
+    pub codebook_sizes: Vec<usize>,
+    /// Prefixes of all ids.
+    pub trie: Trie,
+    rows: HashMap<String, usize>,
+}
+
+impl SemanticIds {
+    /// Reads a semantic-id table.
+    pub fn read(table: &Table) -> Result<Self> {
+        let batch = table.batch()?;
+        let ids = schema::strings(&batch, ITEM_ID)?;
+        let (raw, levels) = schema::semantic_id_codes(&batch)?;
+        if ids.is_empty() {
+            return Err(Error::data("empty-catalogue", "the catalogue of semantic ids is empty"));
+        }
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by(|a, b| schema::natural_order(ids.value(*a), ids.value(*b)));
+        let items: Vec<String> = order.iter().map(|row| ids.value(*row).to_string()).collect();
+        let codes: Vec<u16> = order.iter().flat_map(|row| &raw[row * levels..(row + 1) * levels]).copied().collect();
+        let rows: HashMap<String, usize> = items.iter().cloned().zip(0..).collect();
+        if rows.len() != items.len() {
+            return Err(Error::data("duplicate-item", "an item has two semantic ids"));
+        }
+        let schema = batch.schema();
+        let field = schema.field_with_name(SEMANTIC_ID)?;
+        let mut codebook_sizes: Vec<usize> = field
+            .metadata()
+            .get(CODEBOOK_SIZES)
+            .map(|sizes| sizes.split(',').filter_map(|size| size.parse().ok()).collect())
+            .unwrap_or_default();
+        for level in codebook_sizes.len()..levels {
+            let largest = codes.iter().skip(level).step_by(levels).max().copied().unwrap_or(0);
+            codebook_sizes.push(largest as usize + 1);
+        }
+        let trie = Trie::new(&codes, levels).map_err(explain)?;
+        Ok(SemanticIds { items, codes, levels, codebook_sizes, trie, rows })
+    }
+
+    /// Codes of one item.
+    pub fn of(&self, item: &str) -> Option<&[u16]> {
+        self.rows.get(item).map(|row| &self.codes[row * self.levels..(row + 1) * self.levels])
+    }
+}
+
+/// Histories of evaluation rows as codes.
+pub struct CodedHistories {
+    /// User ids.
+    pub users: Vec<String>,
+    /// Codes of the items of each history, oldest first.
+    pub histories: Ragged,
+    /// Codes of the targets, row-major; empty where the target has no semantic id.
+    pub targets: Vec<Vec<u16>>,
+}
+
+/// Encodes evaluation rows; a history item without a semantic id is an error that counts them.
+pub fn encode_histories(table: &Table, ids: &SemanticIds) -> Result<CodedHistories> {
+    let mut coded = CodedHistories { users: Vec::new(), histories: Ragged::default(), targets: Vec::new() };
+    let mut unknown: Vec<String> = Vec::new();
+    for batch in table.batches()? {
+        let batch = batch?;
+        let users = schema::strings(&batch, USER_ID)?;
+        let sequences = schema::lists(&batch, SEQUENCE)?;
+        let targets = schema::strings(&batch, schema::TARGET)?;
+        for row in 0..batch.num_rows() {
+            let items = sequences.value(row);
+            let mut codes = Vec::new();
+            for item in items.as_string::<i32>().iter().flatten() {
+                match ids.of(item) {
+                    Some(of) => codes.extend_from_slice(of),
+                    None => unknown.push(item.to_string()),
+                }
+            }
+            coded.users.push(users.value(row).to_string());
+            coded.histories.push(&codes);
+            coded.targets.push(ids.of(targets.value(row)).unwrap_or_default().to_vec());
+        }
+    }
+    match unknown.first() {
+        None => Ok(coded),
+        Some(first) => Err(Error::data("unknown-item", format!("item \"{first}\" of a history has no semantic id"))
+            .detail(format!("{} history items have none", unknown.len()))
+            .hint("quantize the items that occur in the interactions: see operator join_items")),
+    }
+}
+
+/// A user id as the number that user tokens are hashed from: the same on every machine.
+pub fn user_number(user: &str) -> u64 {
+    sluice_engine::random::Random::new(0, "user", user).key()
+}
+
+/// The device of a resource field; `auto` takes a GPU if there is one.
+pub fn device(name: &str) -> Result<candle_core::Device> {
+    sluice_gpu::device::device(name).map_err(explain)
+}
+
+/// An error of a model as an error of the house.
+pub fn explain(error: sluice_gpu::error::Error) -> Error {
+    use sluice_gpu::error::Error as Gpu;
+    let message = error.to_string();
+    match error {
+        Gpu::InvalidConfig { .. } => Error::user("bad-value", message),
+        Gpu::InvalidData(_) | Gpu::ShapeMismatch { .. } | Gpu::Format { .. } | Gpu::TensorNames { .. } => {
+            Error::data("bad-model-data", message)
+        }
+        Gpu::NotFinite { .. } => Error::data("diverged", message).hint("lower learning_rate, or set clip_norm"),
+        Gpu::Io { path, source } => Error::io("use", &path, &source),
+        Gpu::Device { .. } => Error::device("no-device", message).hint("device: cpu works everywhere"),
+        Gpu::Interrupted => Error::interrupted(),
+        Gpu::Candle(_) => Error::device("device", message),
+    }
+}
+
+/// Whether a loop should break because the run was asked to stop.
+pub fn stopped(context: &Context) -> std::ops::ControlFlow<()> {
+    if context.cancel.is_cancelled() { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+}
