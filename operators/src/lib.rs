@@ -2,6 +2,8 @@
 
 pub mod formats;
 pub mod ingest_interactions;
+pub mod ingest_items;
+pub mod join_items;
 pub mod schema;
 #[cfg(test)]
 mod testdata;
@@ -10,5 +12,8 @@ use sluice_engine::operator::Registry;
 
 /// All operators of the house.
 pub fn registry() -> Registry {
-    Registry::new().with::<ingest_interactions::IngestInteractions>()
+    Registry::new()
+        .with::<ingest_interactions::IngestInteractions>()
+        .with::<ingest_items::IngestItems>()
+        .with::<join_items::JoinItems>()
 }
