@@ -6,6 +6,7 @@ pub mod ingest_interactions;
 pub mod ingest_items;
 pub mod join_items;
 pub mod schema;
+pub mod synthesize;
 #[cfg(test)]
 mod testdata;
 
@@ -18,4 +19,5 @@ pub fn registry() -> Registry {
         .with::<ingest_interactions::IngestInteractions>()
         .with::<ingest_items::IngestItems>()
         .with::<join_items::JoinItems>()
+        .with::<synthesize::Synthesize>()
 }
