@@ -12,7 +12,7 @@ use sluice_engine::{Error, Result};
 use crate::formats::columns::{Wanted, fits, pick};
 use crate::formats::files::{self, Block, Layout};
 use crate::formats::item::{Item, ItemRows, PLACEHOLDERS, Template};
-use crate::formats::sniff::{Sniffed, numeric, sniff};
+use crate::formats::sniff::{Sniffed, numeric, sniff, undetected};
 use crate::formats::{OnError, Paths, REJECTS, Rejects, conclude, delimited, item, rejects};
 use crate::schema;
 
@@ -304,15 +304,7 @@ impl IngestItems {
                 .hint("\"format: auto\" tells the format by the first line")
         };
         let format = match self.format {
-            Format::Auto => self.detect(&sniffed).ok_or_else(|| {
-                let first = String::from_utf8_lossy(&head);
-                let first: String = first.lines().next().unwrap_or_default().chars().take(80).collect();
-                Error::data(
-                    "wrong-format",
-                    format!("cannot tell the format of \"{name}\" by its first line: {first}"),
-                )
-                .hint("name it: \"format: csv\" (or tsv, jsonl, ...); \"columns\" maps columns of other names")
-            })?,
+            Format::Auto => self.detect(&sniffed).ok_or_else(|| undetected(name, &head))?,
             format => format,
         };
         let wanted = self.wanted(format);
@@ -331,16 +323,7 @@ impl IngestItems {
                 _ => return Err(wrong("one JSON object of objects")),
             },
             Format::Parquet => match sniffed {
-                Sniffed::Parquet => {
-                    let reader = files::parquet_reader(path, name)?;
-                    let there: Vec<String> = reader
-                        .schema()
-                        .fields()
-                        .iter()
-                        .map(|field| field.name().clone())
-                        .collect();
-                    Layout::Parquet(pick(name, &wanted, &there)?)
-                }
+                Sniffed::Parquet => Layout::Parquet(pick(name, &wanted, &files::parquet_columns(path, name)?)?),
                 _ => return Err(wrong("Parquet")),
             },
             _ => {
@@ -355,7 +338,7 @@ impl IngestItems {
                 };
                 let quoted = delimiter.len() == 1 && matches!(format, Format::Csv | Format::Tsv) || delimiter == ",";
                 let first = delimited::first_row(&head, delimiter, quoted);
-                let header = format != Format::Movielens || !first.first().is_some_and(|cell| numeric(&[cell.clone()]));
+                let header = format != Format::Movielens || !numeric(&first[..first.len().min(1)]);
                 Layout::Delimited {
                     delimiter: delimiter.to_string(),
                     quoted,

@@ -13,6 +13,9 @@ use sluice_engine::table::{CHUNK_ROWS, Shape, Table, Tables};
 
 use crate::formats::item::{GRID_TEMPLATE, Item, ItemRows, Template};
 use crate::schema;
+use words::{BRANDS, DEPARTMENTS, KINDS, LOOKS};
+
+mod words;
 
 /// Every user acts at least so often.
 const SHORTEST: usize = 5;
@@ -44,7 +47,7 @@ const DAY: i64 = 86_400_000;
 /// - `items`: as `ingest_items` writes them, in order of `item_id`. Ids are numbers that tell nothing.
 ///
 /// # Source
-/// Made for Sluice. With the defaults, counts of item pairs reach Recall@10 over .4, popularity stays under .12 (a test holds it to that).
+/// Made for Sluice. With the defaults, counts of item pairs reach a Recall@10 of about .6, popularity about .1 (a test holds it to that).
 ///
 /// # Deviates
 /// From real shops: there are no cold items, no seasons and no noise in the metadata.
@@ -215,7 +218,7 @@ impl Shop {
 
     /// A topic; the first ones are somewhat more popular.
     fn topic(&self, random: &mut Stream) -> usize {
-        pick((0..self.topics.len()).map(|topic| 1.0 / (topic as f64 + 10.0)), random)
+        pick((0..self.topics.len()).map(|topic| 1.0 / (topic as f64 + 30.0)), random)
     }
 
     /// An item of a topic by Zipf's law.
@@ -317,92 +320,6 @@ impl Rows {
     }
 }
 
-const KINDS: usize = 6;
-
-type Topics = [(&'static str, [&'static str; KINDS]); 4];
-
-#[rustfmt::skip]
-const DEPARTMENTS: [(&str, Topics); 6] = [
-    ("Kitchen", [
-        ("Coffee", ["Grinder", "Kettle", "Dripper", "Paper Filter", "Mug", "Milk Frother"]),
-        ("Baking", ["Mixing Bowl", "Whisk", "Rolling Pin", "Cake Pan", "Cooling Rack", "Icing Nozzle"]),
-        ("Sushi", ["Rice Cooker", "Bamboo Mat", "Fish Knife", "Serving Board", "Soy Dish", "Chopsticks"]),
-        ("Barbecue", ["Charcoal Grill", "Fire Starter", "Tongs", "Meat Thermometer", "Marinade", "Grill Brush"]),
-    ]),
-    ("Garden", [
-        ("Rose", ["Spade", "Potting Soil", "Rose Bush", "Fertilizer", "Pruning Shears", "Flower Vase"]),
-        ("Vegetable", ["Seed Tray", "Tomato Seeds", "Raised Bed", "Watering Can", "Plant Stake", "Harvest Basket"]),
-        ("Lawn", ["Grass Seed", "Lawn Roller", "Sprinkler", "Garden Hose", "Mower", "Leaf Rake"]),
-        ("Pond", ["Pond Liner", "Water Pump", "Water Lily", "Goldfish Food", "Pond Net", "Algae Remover"]),
-    ]),
-    ("Music", [
-        ("Guitar", ["Acoustic Guitar", "Tuner", "String Set", "Plectrum", "Capo", "Guitar Strap"]),
-        ("Piano", ["Keyboard", "Piano Stool", "Sheet Music", "Metronome", "Sustain Pedal", "Headphones"]),
-        ("Drum", ["Snare Drum", "Cymbal", "Drum Sticks", "Practice Pad", "Drum Key", "Ear Plugs"]),
-        ("Vinyl", ["Turntable", "Needle", "Preamplifier", "Record Sleeve", "Cleaning Brush", "Record Shelf"]),
-    ]),
-    ("Outdoors", [
-        ("Camping", ["Tent", "Sleeping Bag", "Air Mattress", "Camp Stove", "Lantern", "Folding Chair"]),
-        ("Fishing", ["Fishing Rod", "Reel", "Fishing Line", "Lure", "Landing Net", "Tackle Box"]),
-        ("Cycling", ["Helmet", "Bike Lock", "Bike Pump", "Inner Tube", "Chain Oil", "Saddle Bag"]),
-        ("Climbing", ["Harness", "Climbing Shoes", "Chalk Bag", "Carabiner", "Rope", "Crash Pad"]),
-    ]),
-    ("Beauty", [
-        ("Nail", ["Nail File", "Cuticle Oil", "Base Coat", "Nail Polish", "Top Coat", "Polish Remover"]),
-        ("Shaving", ["Safety Razor", "Razor Blades", "Shaving Soap", "Shaving Brush", "Aftershave", "Alum Block"]),
-        ("Hair", ["Shampoo", "Conditioner", "Hair Mask", "Hair Dryer", "Round Brush", "Hair Spray"]),
-        ("Skin Care", ["Cleanser", "Toner", "Face Serum", "Moisturizer", "Sunscreen", "Eye Cream"]),
-    ]),
-    ("Office", [
-        ("Calligraphy", ["Fountain Pen", "Ink Bottle", "Nib Set", "Laid Paper", "Blotter", "Wax Seal"]),
-        ("Painting", ["Easel", "Canvas", "Acrylic Paint", "Paint Brush", "Palette", "Varnish"]),
-        ("Printing", ["Inkjet Printer", "Ink Cartridge", "Photo Paper", "Paper Trimmer", "Laminator", "Photo Album"]),
-        ("Filing", ["Filing Cabinet", "Hanging Folder", "Label Maker", "Hole Punch", "Ring Binder", "Sheet Protector"]),
-    ]),
-];
-
-const LOOKS: [&str; 12] = [
-    "Classic",
-    "Compact",
-    "Deluxe",
-    "Everyday",
-    "Vintage",
-    "Slim",
-    "Heavy Duty",
-    "Travel",
-    "Premium",
-    "Starter",
-    "Silent",
-    "Eco",
-];
-
-const BRANDS: [&str; 24] = [
-    "Alder",
-    "Brightwell",
-    "Corvane",
-    "Dunmore",
-    "Elkhorn",
-    "Fernway",
-    "Galloway",
-    "Hartsfield",
-    "Ironbark",
-    "Juniper & Co",
-    "Kestrel",
-    "Larkspur",
-    "Marlow",
-    "Northpine",
-    "Oakhurst",
-    "Pemberton",
-    "Quillon",
-    "Ravensby",
-    "Silverlake",
-    "Thornbury",
-    "Umberto",
-    "Valewood",
-    "Westmarch",
-    "Yarrow",
-];
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -465,7 +382,7 @@ mod tests {
 
     #[test]
     fn order_tells_more_than_popularity() {
-        for seed in [1, 42] {
+        for seed in [1, 2, 3, 42] {
             let (interactions, items) = make(&Synthesize::default(), seed);
             assert_eq!(items.num_rows(), 400);
             assert!(
@@ -474,8 +391,8 @@ mod tests {
                 interactions.num_rows()
             );
             let (popularity, markov) = recall(&sequences(&interactions));
-            assert!(popularity < 0.12, "popularity {popularity}");
-            assert!(markov > 0.4, "popularity {popularity}, Markov {markov}");
+            assert!(popularity < 0.115, "popularity {popularity}");
+            assert!(markov > 0.55, "popularity {popularity}, Markov {markov}");
         }
     }
 
