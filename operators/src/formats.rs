@@ -3,6 +3,8 @@
 pub mod columns;
 pub mod delimited;
 pub mod files;
+pub mod interaction;
+pub mod item;
 pub mod json;
 pub mod numpy;
 pub mod python;

@@ -1,24 +1,18 @@
 //! `ingest_interactions`: who acted on what and when, from the files that people have.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{
-    Array, AsArray, Float32Builder, RecordBatch, StringBuilder, TimestampMillisecondBuilder, UInt64Builder,
-};
-use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema, TimeUnit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{BLOCKS, Binding, Bound, Context, Distribution, Notes, OUT, Operator, Source};
-use sluice_engine::table::{Shape, Table, Tables};
+use sluice_engine::operator::{BLOCKS, Binding, Bound, Context, Distribution, Notes, Operator, Source};
+use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 
 use crate::formats::columns::{Wanted, fits, pick};
 use crate::formats::files::{self, Block, Layout};
-use crate::formats::json::{self, Scalar};
-use crate::formats::sniff::{Sniffed, numeric, sniff};
-use crate::formats::values::{self, TimestampUnit};
-use crate::formats::{OnError, Paths, REJECTS, Rejects, conclude, delimited, rejects, rows};
+use crate::formats::sniff::{Sniffed, numeric, sniff, undetected};
+use crate::formats::values::TimestampUnit;
+use crate::formats::{OnError, Paths, REJECTS, Rejects, conclude, delimited, interaction, rejects};
 use crate::schema;
 
 /// Reads interactions from files.
@@ -178,15 +172,8 @@ impl Operator for IngestInteractions {
         context.check_cancelled()?;
         let block = Block::decode(inputs.batch(BLOCKS)?)?;
         let name = self.name(block.file as usize)?;
-        let mut sink = Sink::new(&block, Rejects::new(self.on_error, name));
-        match &block.layout {
-            Layout::Delimited { picks, .. } => self.read_cells(&block, picks, &mut sink)?,
-            Layout::JsonLines(names) => self.read_json(&block, names, &mut sink)?,
-            Layout::Sequences => read_sequences(&block, &mut sink)?,
-            Layout::JsonObject => read_object(&block, name, &mut sink)?,
-            Layout::Parquet(picks) => self.read_parquet(context, &block, name, picks, &mut sink)?,
-        }
-        sink.finish()
+        let rejects = Rejects::new(self.on_error, name);
+        interaction::read(&block, &context.path(name), name, self.timestamp_unit, rejects)
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
@@ -253,15 +240,7 @@ impl IngestInteractions {
         let head = files::head(path, name)?;
         let sniffed = sniff(&head);
         let format = match self.format {
-            Format::Auto => self.detect(&sniffed).ok_or_else(|| {
-                let first = String::from_utf8_lossy(&head);
-                let first: String = first.lines().next().unwrap_or_default().chars().take(80).collect();
-                Error::data(
-                    "wrong-format",
-                    format!("cannot tell the format of \"{name}\" by its first line: {first}"),
-                )
-                .hint("name it: \"format: csv\" (or tsv, jsonl, ...); \"columns\" maps columns of other names")
-            })?,
+            Format::Auto => self.detect(&sniffed).ok_or_else(|| undetected(name, &head))?,
             format => format,
         };
         let wanted = self.wanted(format);
@@ -288,16 +267,7 @@ impl IngestInteractions {
                 _ => return Err(wrong("one JSON object of lists")),
             },
             Format::Parquet => match sniffed {
-                Sniffed::Parquet => {
-                    let reader = files::parquet_reader(path, name)?;
-                    let there: Vec<String> = reader
-                        .schema()
-                        .fields()
-                        .iter()
-                        .map(|field| field.name().clone())
-                        .collect();
-                    Layout::Parquet(pick(name, &wanted, &there)?)
-                }
+                Sniffed::Parquet => Layout::Parquet(pick(name, &wanted, &files::parquet_columns(path, name)?)?),
                 _ => return Err(wrong("Parquet")),
             },
             _ => {
@@ -376,264 +346,6 @@ impl IngestInteractions {
             },
             Sniffed::Unknown => return None,
         })
-    }
-
-    fn read_cells(&self, block: &Block, picks: &[Option<usize>], sink: &mut Sink) -> Result<()> {
-        let (user, item) = (picks[0].unwrap_or_default(), picks[1].unwrap_or_default());
-        delimited::records(block.bytes(), block.line, &block.layout, |line, text, cells| {
-            let row = cells.and_then(|cells| {
-                let time = picks[2]
-                    .map(|at| values::time(cells[at], self.timestamp_unit))
-                    .transpose()?;
-                let rating = picks[3].map_or(Ok(None), |at| values::rating(cells[at]))?;
-                sink.push(line, cells[user], cells[item], time, rating)
-            });
-            row.or_else(|reason| sink.rejects.add(line, &reason, text))
-        })
-    }
-
-    fn read_json(&self, block: &Block, names: &[Vec<String>], sink: &mut Sink) -> Result<()> {
-        // the fields of the Amazon formats are always there; of others a time may be missing
-        let timed = names[2].len() == 1;
-        rows::lines(block.bytes(), block.line, |line, text| {
-            let text = match text {
-                Ok(text) => text,
-                Err(shown) => return sink.rejects.add(line, "not UTF-8", &shown),
-            };
-            let row = json::fields::<Scalar>(text, names).and_then(|fields| {
-                let id = |at: usize| {
-                    let found = fields[at].as_ref().and_then(Scalar::id);
-                    found.ok_or_else(|| format!("no {}", names[at].first().map_or("id", String::as_str)))
-                };
-                let time = match &fields[2] {
-                    None if timed => return Err(format!("no {}", names[2][0])),
-                    None => None,
-                    Some(Scalar::Integer(number)) => Some(values::integer_time(*number, self.timestamp_unit)?),
-                    Some(Scalar::Float(number)) => Some(values::float_time(*number, self.timestamp_unit)?),
-                    Some(Scalar::Text(text)) => Some(values::time(text.trim(), self.timestamp_unit)?),
-                    Some(_) => return Err("bad timestamp".to_string()),
-                };
-                let rating = match &fields[3] {
-                    None => None,
-                    Some(Scalar::Integer(number)) => Some(*number as f32),
-                    Some(Scalar::Float(number)) => Some(*number as f32),
-                    Some(Scalar::Text(text)) => values::rating(text.trim())?,
-                    Some(_) => return Err("bad rating".to_string()),
-                };
-                sink.push(line, &id(0)?, &id(1)?, time, rating)
-            });
-            row.or_else(|reason| sink.rejects.add(line, &reason, text))
-        })
-    }
-
-    fn read_parquet(
-        &self,
-        context: &Context,
-        block: &Block,
-        name: &str,
-        picks: &[Option<usize>],
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let columns = crate::formats::columns::row_group(&context.path(name), name, block, picks)?;
-        let mut row_number = block.line;
-        for columns in columns {
-            let rows = columns[0].as_ref().map_or(0, |column| column.len());
-            let text = |at: usize| {
-                columns[at]
-                    .as_ref()
-                    .map(|column| arrow::compute::cast(column, &DataType::Utf8))
-                    .transpose()
-            };
-            let (users, items, ratings) = (text(0)?, text(1)?, text(3)?);
-            let times = columns[2].as_ref().map(|column| self.times(column)).transpose()?;
-            let cell = |column: &Option<arrow::array::ArrayRef>, row: usize| match column {
-                Some(column) if column.is_valid(row) => column.as_string::<i32>().value(row).trim().to_string(),
-                _ => String::new(),
-            };
-            for row in 0..rows {
-                let (user, item) = (cell(&users, row), cell(&items, row));
-                let time = times.as_ref().map(|times| times[row].clone()).transpose();
-                let pushed = time.and_then(|time| {
-                    let rating = values::rating(&cell(&ratings, row))?;
-                    sink.push(row_number, &user, &item, time, rating)
-                });
-                if let Err(reason) = pushed {
-                    sink.rejects
-                        .add(row_number, &reason, &format!("user_id {user}, item_id {item}"))?;
-                }
-                row_number += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Times of a Parquet column: temporal types as they are, numbers by unit, text as in a cell.
-    fn times(&self, column: &dyn Array) -> Result<Vec<Result<i64, String>>> {
-        let missing = || Err("no timestamp".to_string());
-        let unit = self.timestamp_unit;
-        // what a stored time is in milliseconds: times the first, by the second
-        let stored = match column.data_type() {
-            DataType::Timestamp(TimeUnit::Second, _) => Some((1000, 1)),
-            DataType::Timestamp(TimeUnit::Millisecond, _) | DataType::Date64 => Some((1, 1)),
-            DataType::Timestamp(TimeUnit::Microsecond, _) => Some((1, 1000)),
-            DataType::Timestamp(TimeUnit::Nanosecond, _) => Some((1, 1_000_000)),
-            DataType::Date32 => Some((86_400_000, 1)),
-            _ => None,
-        };
-        let kind = match column.data_type() {
-            DataType::Date32 => DataType::Int32,
-            kind if stored.is_some() || kind.is_integer() => DataType::Int64,
-            kind if kind.is_floating() => DataType::Float64,
-            _ => DataType::Utf8,
-        };
-        let mut column = arrow::compute::cast(column, &kind)?;
-        if kind == DataType::Int32 {
-            column = arrow::compute::cast(&column, &DataType::Int64)?;
-        }
-        let number = |time: i64| match stored {
-            Some((times, by)) => Ok(time.saturating_mul(times).div_euclid(by)),
-            None => values::integer_time(time, unit),
-        };
-        Ok(match kind {
-            DataType::Float64 => column
-                .as_primitive::<Float64Type>()
-                .iter()
-                .map(|time| time.map_or_else(missing, |time| values::float_time(time, unit)))
-                .collect(),
-            DataType::Utf8 => column
-                .as_string::<i32>()
-                .iter()
-                .map(|time| time.map_or_else(missing, |time| values::time(time.trim(), unit)))
-                .collect(),
-            _ => column
-                .as_primitive::<Int64Type>()
-                .iter()
-                .map(|time| time.map_or_else(missing, number))
-                .collect(),
-        })
-    }
-}
-
-/// `user item item ...`
-fn read_sequences(block: &Block, sink: &mut Sink) -> Result<()> {
-    rows::lines(block.bytes(), block.line, |line, text| {
-        let text = match text {
-            Ok(text) => text,
-            Err(shown) => return sink.rejects.add(line, "not UTF-8", &shown),
-        };
-        let mut words = text.split_ascii_whitespace();
-        let user = words.next().unwrap_or_default();
-        let items: Vec<&str> = words.collect();
-        sink.push_sequence(line, user, &items)
-            .or_else(|reason| sink.rejects.add(line, &reason, text))
-    })
-}
-
-/// `{"user": [items...]}`
-fn read_object(block: &Block, name: &str, sink: &mut Sink) -> Result<()> {
-    let text = std::str::from_utf8(block.bytes())
-        .map_err(|_| Error::data("wrong-format", format!("\"{name}\" is not UTF-8")))?;
-    json::entries(text, &mut |entry, user, value| {
-        let items: Option<Vec<String>> = value.as_array().map_or(Some(Vec::new()), |items| {
-            items
-                .iter()
-                .map(|item| Scalar::from(item.clone()).id().map(|id| id.into_owned()))
-                .collect()
-        });
-        let row = match items {
-            None => Err("an item that is no id".to_string()),
-            Some(items) => sink.push_sequence(entry, user.trim(), &items),
-        };
-        row.or_else(|reason| {
-            sink.rejects
-                .add(entry, &format!("user \"{user}\": {reason}"), &value.to_string())
-        })
-    })
-    .map_err(|error| Error {
-        message: format!("\"{name}\": {}", error.message),
-        ..error
-    })
-}
-
-/// Rows of one block.
-struct Sink {
-    users: StringBuilder,
-    items: StringBuilder,
-    times: TimestampMillisecondBuilder,
-    ratings: Float32Builder,
-    positions: UInt64Builder,
-    file: u64,
-    rejects: Rejects,
-}
-
-impl Sink {
-    fn new(block: &Block, rejects: Rejects) -> Self {
-        Sink {
-            users: StringBuilder::new(),
-            items: StringBuilder::new(),
-            times: TimestampMillisecondBuilder::new().with_timezone("UTC"),
-            ratings: Float32Builder::new(),
-            positions: UInt64Builder::new(),
-            file: u64::from(block.file) << 40,
-            rejects,
-        }
-    }
-
-    fn push(
-        &mut self,
-        line: u64,
-        user: &str,
-        item: &str,
-        time: Option<i64>,
-        rating: Option<f32>,
-    ) -> Result<(), String> {
-        if user.is_empty() {
-            return Err("no user_id".to_string());
-        }
-        if item.is_empty() {
-            return Err("no item_id".to_string());
-        }
-        if rating.is_some_and(|rating| !rating.is_finite()) {
-            return Err("bad rating".to_string());
-        }
-        self.users.append_value(user);
-        self.items.append_value(item);
-        self.times.append_option(time);
-        self.ratings.append_option(rating);
-        self.positions.append_value(self.file | line);
-        Ok(())
-    }
-
-    fn push_sequence(&mut self, line: u64, user: &str, items: &[impl AsRef<str>]) -> Result<(), String> {
-        if items.is_empty() {
-            return Err("a user without items".to_string());
-        }
-        if line >= 1 << 24 || items.len() >= 1 << 16 {
-            return Err("more than 16,777,215 users or 65,535 items of a user".to_string());
-        }
-        if user.is_empty() || items.iter().any(|item| item.as_ref().is_empty()) {
-            return Err("an empty id".to_string());
-        }
-        for (place, item) in (1u64..).zip(items) {
-            self.push(line << 16 | place, user, item.as_ref(), None, None)?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Tables> {
-        let batch = RecordBatch::try_new(
-            Arc::new(Schema::new(schema::interactions())),
-            vec![
-                Arc::new(self.users.finish()),
-                Arc::new(self.items.finish()),
-                Arc::new(self.times.finish()),
-                Arc::new(self.ratings.finish()),
-                Arc::new(self.positions.finish()),
-            ],
-        )?;
-        Ok(Tables::new()
-            .with(OUT, Table::new(batch))
-            .with(REJECTS, Table::new(self.rejects.batch()?)))
     }
 }
 

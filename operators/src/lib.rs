@@ -12,12 +12,16 @@ pub mod embed_tfidf_svd;
 pub mod filter_kcore;
 pub mod formats;
 pub mod generate_tiger;
+pub mod import_semantic_ids;
 pub mod ingest_interactions;
+pub mod ingest_items;
+pub mod join_items;
 pub mod models;
 pub mod quantize_rkmeans;
 pub mod schema;
 pub mod sequences;
 pub mod split_leave_one_out;
+pub mod synthesize;
 pub mod tabulate_metrics;
 #[cfg(test)]
 mod testdata;
@@ -36,9 +40,13 @@ pub fn registry() -> Registry {
         .with::<embed_tfidf_svd::EmbedTfidfSvd>()
         .with::<filter_kcore::FilterKcore>()
         .with::<generate_tiger::GenerateTiger>()
+        .with::<import_semantic_ids::ImportSemanticIds>()
         .with::<ingest_interactions::IngestInteractions>()
+        .with::<ingest_items::IngestItems>()
+        .with::<join_items::JoinItems>()
         .with::<quantize_rkmeans::QuantizeRkmeans>()
         .with::<split_leave_one_out::SplitLeaveOneOut>()
+        .with::<synthesize::Synthesize>()
         .with::<tabulate_metrics::TabulateMetrics>()
         .with::<tokenize_sequences::TokenizeSequences>()
         .with::<train_tiger::TrainTiger>()

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sluice_engine::operator::{Cancel, Context, Progress, Report};
+
 /// The data folder, or `None` with a printed reason: then the test has nothing to test.
 #[allow(clippy::print_stderr)]
 pub fn folder() -> Option<PathBuf> {
@@ -20,4 +22,21 @@ pub fn harness() -> Option<sluice_engine::harness::Harness> {
         data_root: folder()?,
         ..Default::default()
     })
+}
+
+/// A context for calls that the harness does not make.
+pub fn context(harness: &sluice_engine::harness::Harness, operator: &'static str) -> Context {
+    struct Silent;
+    impl Report for Silent {
+        fn progress(&self, _: Progress) {}
+    }
+    Context {
+        operator,
+        seed: harness.seed,
+        data_root: harness.data_root.clone(),
+        attempt: harness.attempt.clone(),
+        partition: None,
+        cancel: Cancel::default(),
+        report: std::sync::Arc::new(Silent),
+    }
 }

@@ -186,6 +186,17 @@ pub fn parquet_reader(path: &Path, name: &str) -> Result<ParquetRecordBatchReade
     ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| damaged_parquet(name, &error))
 }
 
+/// Names of the columns of a Parquet file.
+pub fn parquet_columns(path: &Path, name: &str) -> Result<Vec<String>> {
+    let reader = parquet_reader(path, name)?;
+    Ok(reader
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| field.name().clone())
+        .collect())
+}
+
 /// A Parquet file that does not read.
 pub fn damaged_parquet(name: &str, error: &dyn std::fmt::Display) -> Error {
     Error::data("damaged-file", format!("cannot read \"{name}\" as Parquet: {error}"))

@@ -1,6 +1,7 @@
 //! What a file is, by the beginning of its content.
 
 use serde_json::Value;
+use sluice_engine::Error;
 
 use super::delimited::first_row;
 use super::python;
@@ -59,6 +60,22 @@ pub fn sniff(head: &[u8]) -> Sniffed {
 /// Whether all cells are numbers, so that they name no columns.
 pub fn numeric(cells: &[String]) -> bool {
     cells.iter().all(|cell| cell.parse::<f64>().is_ok())
+}
+
+/// A file whose format must be named.
+pub fn undetected(name: &str, head: &[u8]) -> Error {
+    let first = String::from_utf8_lossy(head);
+    let first: String = first
+        .trim_start()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(80)
+        .collect();
+    let message = format!("cannot tell the format of \"{name}\" by its first line: {first}");
+    Error::data("wrong-format", message)
+        .hint("name it: \"format: csv\" (or tsv, jsonl, ...); \"columns\" maps columns of other names")
 }
 
 fn nested(value: &Value) -> bool {

@@ -1,7 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::Arc;
 
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::DataType;
 use sluice_engine::harness::Harness;
+use sluice_engine::operator::OUT;
+use sluice_engine::table::Table;
 use sluice_engine::text::render;
 
 use super::*;
@@ -313,6 +318,57 @@ fn a_truncated_gzip_says_how_far_it_was_good() {
     assert_eq!(damaged.code, "damaged-file", "{damaged}");
 }
 
+#[test]
+fn quoted_cells_may_cross_blocks_and_lines() {
+    let mut content = b"user,item,note\n".to_vec();
+    let rows = 60_000;
+    for row in 0..rows {
+        content.extend(
+            format!("u{row},i{row},\"a, \"\"long\"\" note\nof two lines that takes some room {row}\"\n").as_bytes(),
+        );
+    }
+    assert!(content.len() > files::BLOCK_BYTES * 2);
+    let batch = case("x.csv", &content).tables().unwrap().batch(OUT).unwrap();
+    assert_eq!(batch.num_rows(), rows);
+    let positions = numbers::<arrow::datatypes::UInt64Type>(&batch, schema::POSITION).unwrap();
+    assert!(
+        positions
+            .values()
+            .iter()
+            .zip(0u64..)
+            .all(|(position, row)| *position == 2 + 2 * row)
+    );
+}
+
+#[test]
+fn damaged_parquet_is_refused() {
+    let error = case("x.parquet", b"PAR1 and then nothing").tables().unwrap_err();
+    assert_eq!(error.code, "damaged-file", "{error}");
+}
+
+#[test]
+fn the_registry_knows_what_must_be_given() {
+    let registry = crate::registry();
+    for operator in ["ingest_interactions", "ingest_items", "import_semantic_ids"] {
+        let entry = registry.get(operator).unwrap();
+        let path = entry.fields.iter().find(|field| field.name == "path").unwrap();
+        assert_eq!((&path.default, path.resource), (&None, false), "{operator}");
+        for field in &entry.fields {
+            assert!(!field.about.is_empty(), "{operator}.{}", field.name);
+        }
+        for heading in ["# In", "# Out", "# Source", "# Deviates"] {
+            assert!(entry.about.contains(heading), "{operator} {heading}");
+        }
+    }
+    let config =
+        serde_json::json!({"path": ["a", "b"], "format": "amazon_2014", "on_error": "skip", "timestamp_unit": "ms"});
+    let config: IngestInteractions = serde_json::from_value(config).unwrap();
+    assert_eq!(
+        (config.path.names(), config.format),
+        (vec!["a", "b"], Format::Amazon2014)
+    );
+}
+
 /// The facts of a real file: rows, users, items.
 fn facts(path: &str) -> Option<(usize, usize, usize, RecordBatch)> {
     let harness = testdata::harness()?;
@@ -339,6 +395,8 @@ fn real_files_have_the_published_counts() {
         assert_eq!((found.0, found.1, found.2), (rows, users, items), "{path}");
         assert_eq!(found.3.column(2).null_count(), 0, "{path}");
     }
+    let quoted = facts("minionerec-office/valid.Office_Products.csv.gz").unwrap();
+    assert_eq!(quoted.0, 4_866);
 }
 
 #[test]
@@ -393,11 +451,22 @@ fn ten_million_rows_of_csv() {
         path: Paths::One(folder.path().join("x.csv").to_string_lossy().into_owned()),
         ..Default::default()
     };
-    let harness = Harness::default();
+    let context = testdata::context(&Harness::default(), IngestInteractions::NAME);
     let started = std::time::Instant::now();
-    let rows = harness.run(&config, &[]).unwrap().table(OUT).unwrap().rows().unwrap();
+    let (mut rows, mut reading) = (0, std::time::Duration::ZERO);
+    let mut source = config.open(&context, 0).unwrap();
+    loop {
+        let before = std::time::Instant::now();
+        let block = source.next().unwrap();
+        reading += before.elapsed();
+        let Some(block) = block else { break };
+        let tables = config
+            .run(&context, Tables::new().with(BLOCKS, Table::new(block)))
+            .unwrap();
+        rows += tables.table(OUT).unwrap().rows().unwrap();
+    }
     eprintln!(
-        "{rows} rows, {bytes} bytes, {:.2?} with the harness's joining of batches",
+        "{rows} rows, {bytes} bytes in {:.2?}, {reading:.2?} of it in the source",
         started.elapsed()
     );
 }
