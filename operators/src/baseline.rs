@@ -47,7 +47,7 @@ pub struct Rows {
 impl Rows {
     fn read(batch: &RecordBatch, catalogue: &Catalogue, role: &str) -> Result<Self> {
         let sequences = Sequences::read(batch)?;
-        let numbers = catalogue.encode(sequences.items, role)?;
+        let numbers = catalogue.encode(&sequences.items, role)?;
         let mut rows = Rows {
             offsets: vec![0],
             items: Vec::with_capacity(numbers.len()),

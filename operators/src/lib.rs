@@ -5,6 +5,8 @@ pub mod audit_semantic_ids;
 pub mod baseline;
 #[cfg(test)]
 mod beauty;
+#[cfg(test)]
+mod beauty_scores;
 pub mod bootstrap;
 pub mod catalogue;
 pub mod chronology;

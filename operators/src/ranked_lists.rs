@@ -44,7 +44,7 @@ impl Targets {
         } else {
             let ranked = inputs.table("ranked")?.batches()?.collect::<Result<Vec<_>>>()?;
             let mut all = Vec::from([ids]);
-            all.extend(train.as_ref().map(|train| train.items));
+            all.extend(train.as_ref().map(|train| &train.items));
             for batch in &ranked {
                 all.push(schema::strings(batch, ITEM_ID)?);
             }
@@ -54,7 +54,7 @@ impl Targets {
             None => None,
             Some(train) => {
                 let mut counts = vec![0; catalogue.len()];
-                for item in catalogue.encode(train.items, "train item")? {
+                for item in catalogue.encode(&train.items, "train item")? {
                     counts[item as usize] += 1;
                 }
                 Some(counts)
@@ -189,7 +189,7 @@ impl Lists {
                 let column = |name| schema::numbers::<UInt32Type>(&batch, name);
                 [column(RANK)?, column(BETTER)?, column(TIED)?, column(BEAM)?]
             };
-            for row in 0..batch.num_rows() {
+            for (row, item) in items.into_iter().enumerate() {
                 refuse_nan(scores, row, ids.value(row), names.value(row))?;
                 if ranks.value(row) == 0 || tied.value(row) == 0 {
                     return Err(Error::data(
@@ -209,7 +209,7 @@ impl Lists {
                         better: better.value(row),
                         tied: tied.value(row),
                         beam: beams.value(row),
-                        item: items[row],
+                        item,
                     }),
                     None if strangers.contains(ids.value(row)) => {}
                     None => {

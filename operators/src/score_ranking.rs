@@ -8,9 +8,9 @@ use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use sluice_engine::Result;
 use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
-use sluice_engine::{Error, Result};
 
 use crate::bootstrap::{Estimate, Users};
 use crate::metrics::{self, Single};
@@ -124,21 +124,18 @@ impl Operator for ScoreRanking {
         let targets = Targets::read(&inputs, self.slices)?;
         let lists = Lists::read(inputs.table(RANKED)?, &targets)?;
         context.check_cancelled()?;
-        let mut rows = Rows::default();
-        self.score_targets(context, &targets, &lists, &mut rows);
-        self.score_lists(&targets, &lists, &mut rows);
-        for (metric, value) in lists.facts() {
-            rows.push(
-                metric,
-                None,
-                slices::ALL,
-                "listed",
-                Estimate::of(value as f64),
-                lists.users.len() as u64,
-            );
-        }
+        let mut rows = self.score_targets(context, &targets, &lists);
+        rows.extend(self.score_lists(&targets, &lists));
+        rows.extend(lists.facts().map(|(metric, count)| Row {
+            metric,
+            k: None,
+            slice: slices::ALL,
+            ties: "listed",
+            value: Estimate::of(count as f64),
+            users: lists.users.len() as u64,
+        }));
         Ok(Tables::new()
-            .with(OUT, rows.table()?)
+            .with(OUT, table(&rows)?)
             .with(PER_USER, self.per_user(&targets, &lists)?))
     }
 
@@ -198,7 +195,7 @@ impl Estimate {
 }
 
 impl ScoreRanking {
-    fn score_targets(&self, context: &Context, targets: &Targets, lists: &Lists, rows: &mut Rows) {
+    fn score_targets(&self, context: &Context, targets: &Targets, lists: &Lists) -> Vec<Row> {
         let width = self.k.len() * (3 * TIES.len() + 1);
         let mut values = Vec::with_capacity(width * lists.users.len());
         for user in &lists.users {
@@ -214,6 +211,7 @@ impl ScoreRanking {
         }
         let users = Users::new(&values, width, &targets.masks, targets.slices.len());
         let estimates = users.estimates(self.resamples as usize, self.confidence, context.random("bootstrap"));
+        let mut rows = Vec::new();
         for (group, (slice, size)) in targets.slices.iter().zip(users.sizes()).enumerate() {
             if size == 0 && *slice != slices::ALL {
                 continue;
@@ -221,55 +219,62 @@ impl ScoreRanking {
             let mut estimates = estimates[group * width..][..width].iter().copied();
             let mut next = || estimates.next().unwrap_or(Estimate::of(0.0));
             for k in &self.k {
+                let mut push = |metric, ties, value| {
+                    rows.push(Row {
+                        metric,
+                        k: Some(*k),
+                        slice,
+                        ties,
+                        value,
+                        users: size,
+                    })
+                };
                 for (ties, _) in TIES {
                     let (recall, ndcg, mrr) = (next(), next(), next());
-                    for (metric, estimate) in [
-                        ("recall", recall),
-                        ("ndcg", ndcg),
-                        ("mrr", mrr),
-                        ("map", mrr),
-                        ("hit_rate", recall),
-                        ("precision", recall.times(1.0 / f64::from(*k))),
-                        ("hits", recall.times(size as f64)),
-                    ] {
-                        rows.push(metric, Some(*k), slice, ties, estimate, size);
-                    }
+                    push("recall", ties, recall);
+                    push("ndcg", ties, ndcg);
+                    push("mrr", ties, mrr);
+                    push("map", ties, mrr);
+                    push("hit_rate", ties, recall);
+                    push("precision", ties, recall.times(1.0 / f64::from(*k)));
+                    push("hits", ties, recall.times(size as f64));
                 }
-                rows.push("id_recall", Some(*k), slice, "listed", next(), size);
+                push("id_recall", "listed", next());
             }
         }
+        rows
     }
 
-    fn score_lists(&self, targets: &Targets, lists: &Lists, rows: &mut Rows) {
-        let users = lists.users.len();
+    fn score_lists(&self, targets: &Targets, lists: &Lists) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let users = lists.users.len() as u64;
         for k in &self.k {
             let mut counts = vec![0u64; targets.catalogue.len()];
-            let (mut listed, mut popularity) = (0u64, 0u64);
             for item in lists.users.iter().flat_map(|user| user.first(*k)) {
                 counts[item as usize] += 1;
-                listed += 1;
-                popularity += targets.counts.as_ref().map_or(0, |counts| counts[item as usize]);
             }
-            let mut push = |metric, value| {
-                rows.push(
-                    metric,
-                    Some(*k),
-                    slices::ALL,
-                    "listed",
-                    Estimate::of(value),
-                    users as u64,
-                )
-            };
+            let listed: u64 = counts.iter().sum();
             if listed == 0 {
                 continue;
             }
+            let mut push = |metric, value| {
+                rows.push(Row {
+                    metric,
+                    k: Some(*k),
+                    slice: slices::ALL,
+                    ties: "listed",
+                    value: Estimate::of(value),
+                    users,
+                })
+            };
             if targets.whole_catalogue {
                 let covered = counts.iter().filter(|count| **count > 0).count();
                 push("item_coverage", covered as f64 / counts.len() as f64);
                 push("gini", metrics::gini(&counts, counts.len()));
             }
             push("entropy", metrics::entropy(&counts));
-            if targets.counts.is_some() {
+            if let Some(train) = &targets.counts {
+                let popularity: u64 = counts.iter().zip(train).map(|(count, train)| count * train).sum();
                 push("average_popularity", popularity as f64 / listed as f64);
             }
             if *k <= lists.width {
@@ -277,6 +282,7 @@ impl ScoreRanking {
                 push("illegal", 1.0 - legal as f64 / (users as f64 * f64::from(*k)));
             }
         }
+        rows
     }
 
     fn per_user_fields(&self, counts: bool) -> Vec<Field> {
@@ -346,43 +352,34 @@ fn metric_fields() -> Vec<Field> {
     ]
 }
 
-/// Rows of the metrics table.
-#[derive(Default)]
-struct Rows(Vec<(&'static str, Option<u32>, String, &'static str, Estimate, u64)>);
+/// A row of the metrics table.
+struct Row {
+    metric: &'static str,
+    k: Option<u32>,
+    slice: &'static str,
+    ties: &'static str,
+    value: Estimate,
+    users: u64,
+}
 
-impl Rows {
-    fn push(
-        &mut self,
-        metric: &'static str,
-        k: Option<u32>,
-        slice: &str,
-        ties: &'static str,
-        value: Estimate,
-        users: u64,
-    ) {
-        self.0.push((metric, k, slice.to_string(), ties, value, users));
-    }
-
-    fn table(self) -> Result<Table> {
-        let rows = &self.0;
-        let end = |of: fn((f64, f64)) -> f64| -> ArrayRef {
-            Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.4.interval.map(of))))
-        };
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.0))),
-            Arc::new(UInt32Array::from_iter(rows.iter().map(|row| row.1))),
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.2))),
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.3))),
-            Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.4.mean))),
-            end(|(low, _)| low),
-            end(|(_, high)| high),
-            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.5))),
-        ];
-        Ok(Table::new(RecordBatch::try_new(
-            Arc::new(Schema::new(metric_fields())),
-            columns,
-        )?))
-    }
+fn table(rows: &[Row]) -> Result<Table> {
+    let end = |of: fn((f64, f64)) -> f64| -> ArrayRef {
+        Arc::new(Float64Array::from_iter(
+            rows.iter().map(|row| row.value.interval.map(of)),
+        ))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.metric))),
+        Arc::new(UInt32Array::from_iter(rows.iter().map(|row| row.k))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.slice))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.ties))),
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.value.mean))),
+        end(|(low, _)| low),
+        end(|(_, high)| high),
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.users))),
+    ];
+    let schema = Arc::new(Schema::new(metric_fields()));
+    Ok(Table::new(RecordBatch::try_new(schema, columns)?))
 }
 
 #[cfg(test)]
