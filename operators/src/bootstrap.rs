@@ -14,6 +14,21 @@ pub struct Estimate {
     pub interval: Option<(f64, f64)>,
 }
 
+impl Estimate {
+    /// A number without an interval.
+    pub fn of(mean: f64) -> Self {
+        Estimate { mean, interval: None }
+    }
+
+    /// A multiple, interval and all.
+    pub fn times(self, factor: f64) -> Self {
+        Estimate {
+            mean: self.mean * factor,
+            interval: self.interval.map(|(low, high)| (low * factor, high * factor)),
+        }
+    }
+}
+
 /// Values of users: a row of `width` columns each, and the groups it belongs to.
 pub struct Users {
     width: usize,

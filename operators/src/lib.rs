@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod chronology;
 pub mod dedup;
 pub mod filter_kcore;
+pub mod metric_rows;
 pub mod metrics;
 pub mod rank_itemknn;
 pub mod rank_markov;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operat
 use sluice_engine::table::{Shape, Table, Tables};
 
 use crate::bootstrap::{Estimate, Users};
+use crate::metric_rows::{self, Row};
 use crate::metrics::{self, Single};
 use crate::ranked_lists::{Hit, Lists, Targets};
 use crate::schema::{self, BEAM, BETTER, ITEM_ID, RANK, SCORE, TARGET, TIED, USER_ID};
@@ -116,7 +117,7 @@ impl Operator for ScoreRanking {
         sequences::require(binding, TRAIN);
         binding.require(ITEMS, &[(ITEM_ID, DataType::Utf8)]);
         Bound::whole()
-            .out(Shape::table(metric_fields()))
+            .out(Shape::table(metric_rows::fields()))
             .output(PER_USER, Shape::table(self.per_user_fields(binding.has(TRAIN))))
     }
 
@@ -135,7 +136,7 @@ impl Operator for ScoreRanking {
             users: lists.users.len() as u64,
         }));
         Ok(Tables::new()
-            .with(OUT, table(&rows)?)
+            .with(OUT, metric_rows::table(&rows)?)
             .with(PER_USER, self.per_user(&targets, &lists)?))
     }
 
@@ -177,20 +178,6 @@ impl Operator for ScoreRanking {
             notes.insert(name, json!(values.value(row)));
         }
         Ok(notes)
-    }
-}
-
-impl Estimate {
-    /// A number without an interval.
-    fn of(mean: f64) -> Self {
-        Estimate { mean, interval: None }
-    }
-
-    fn times(self, factor: f64) -> Self {
-        Estimate {
-            mean: self.mean * factor,
-            interval: self.interval.map(|(low, high)| (low * factor, high * factor)),
-        }
     }
 }
 
@@ -337,49 +324,6 @@ impl ScoreRanking {
             columns,
         )?))
     }
-}
-
-fn metric_fields() -> Vec<Field> {
-    vec![
-        Field::new("metric", DataType::Utf8, false),
-        Field::new("k", DataType::UInt32, true),
-        Field::new("slice", DataType::Utf8, false),
-        Field::new("ties", DataType::Utf8, false),
-        Field::new("value", DataType::Float64, false),
-        Field::new("low", DataType::Float64, true),
-        Field::new("high", DataType::Float64, true),
-        Field::new("users", DataType::UInt64, false),
-    ]
-}
-
-/// A row of the metrics table.
-struct Row {
-    metric: &'static str,
-    k: Option<u32>,
-    slice: &'static str,
-    ties: &'static str,
-    value: Estimate,
-    users: u64,
-}
-
-fn table(rows: &[Row]) -> Result<Table> {
-    let end = |of: fn((f64, f64)) -> f64| -> ArrayRef {
-        Arc::new(Float64Array::from_iter(
-            rows.iter().map(|row| row.value.interval.map(of)),
-        ))
-    };
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.metric))),
-        Arc::new(UInt32Array::from_iter(rows.iter().map(|row| row.k))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.slice))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.ties))),
-        Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.value.mean))),
-        end(|(low, _)| low),
-        end(|(_, high)| high),
-        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.users))),
-    ];
-    let schema = Arc::new(Schema::new(metric_fields()));
-    Ok(Table::new(RecordBatch::try_new(schema, columns)?))
 }
 
 #[cfg(test)]
