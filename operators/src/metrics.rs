@@ -108,7 +108,7 @@ pub fn gini(counts: &[u64], items: usize) -> f64 {
     weighted / (items as f64 * total as f64)
 }
 
-/// Entropy, in nats, of how often each item was listed.
+/// Entropy, in nats, of how often each thing occurs; the order of `counts` does not matter.
 pub fn entropy(counts: &[u64]) -> f64 {
     let mut counts: Vec<u64> = counts.iter().copied().filter(|count| *count > 0).collect();
     counts.sort_unstable();

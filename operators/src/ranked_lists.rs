@@ -228,14 +228,15 @@ impl Lists {
         })
     }
 
-    /// What was not as it should be, by name of the metric.
-    pub fn facts(&self) -> [(&'static str, u64); 4] {
+    /// What was not as it should be, and how long lists are, by name of the metric.
+    pub fn facts(&self) -> [(&'static str, u64); 5] {
         let count = |which: fn(&List) -> bool| self.users.iter().filter(|list| which(list)).count() as u64;
         [
             ("users_without_prediction", count(|list| list.hits.is_empty())),
             ("users_without_target", self.strangers),
             ("targets_not_ranked", count(|list| list.target.is_none())),
             ("duplicates", self.duplicates),
+            ("list_length", u64::from(self.width)),
         ]
     }
 }

@@ -46,7 +46,8 @@ const TIES: [(&str, &str); 4] = [
 /// `pessimistic`. `id_recall`: the place of the generated id is at most k, whichever of the items that share it comes
 /// first. Of the lists as such: `item_coverage`, `gini`, `entropy` (nats), `average_popularity`, `illegal` (share of the
 /// first k generated ids that are no item; where lists are that long). Without k: `users_without_prediction` (score
-/// 0), `users_without_target` (skipped), `targets_not_ranked` (score 0), `duplicates` (repeats in a list, dropped).
+/// 0), `users_without_target` (skipped), `targets_not_ranked` (score 0), `duplicates` (repeats in a list,
+/// dropped), `list_length` (the most generated ids of a list: cut-offs beyond it see short lists).
 /// Slices without users are left out.
 /// `per_user`: `target`, `rank`, `better`, `tied`, `beam`, a flag a slice, expected `recall_K` and `ndcg_K`.
 ///
@@ -65,7 +66,7 @@ pub struct ScoreRanking {
     pub resamples: u32,
     /// Coverage of the intervals.
     pub confidence: f64,
-    /// Whether to score slices of the users.
+    /// Whether to score slices of the users; needs the times of `targets`.
     pub slices: bool,
 }
 
@@ -113,7 +114,10 @@ impl Operator for ScoreRanking {
                 (BEAM, DataType::UInt32),
             ],
         );
-        sequences::require_timed_targets(binding, TARGETS);
+        match self.slices {
+            true => sequences::require_timed_targets(binding, TARGETS),
+            false => sequences::require_targets(binding, TARGETS),
+        }
         sequences::require(binding, TRAIN);
         binding.require(ITEMS, &[(ITEM_ID, DataType::Utf8)]);
         Bound::whole()
