@@ -12,6 +12,7 @@ use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operat
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 
+use crate::metrics::entropy;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID};
 
 const SEMANTIC_IDS: &str = "semantic_ids";
@@ -162,13 +163,6 @@ fn counts<T: std::hash::Hash + Eq>(values: impl Iterator<Item = T>) -> Vec<u64> 
     let mut counts: Vec<u64> = counts.into_values().collect();
     counts.sort_unstable();
     counts
-}
-
-/// In nats.
-fn entropy(counts: &[u64]) -> f64 {
-    let total = counts.iter().sum::<u64>() as f64;
-    let part = |count: &u64| *count as f64 / total;
-    -counts.iter().map(|count| part(count) * part(count).ln()).sum::<f64>()
 }
 
 #[cfg(test)]

@@ -94,3 +94,31 @@ pub fn office_semantic_ids() -> Option<RecordBatch> {
     }
     Some(text::parse(&table).unwrap())
 }
+
+/// MovieLens latest-small's ratings: user and item.
+pub fn movielens() -> Option<RecordBatch> {
+    let mut table = "user_id item_id\n".to_string();
+    for line in read("ml-latest-small/ratings.csv.gz")?.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        writeln!(table, "{} {}", cells[0], cells[1]).unwrap();
+    }
+    Some(text::parse(&table).unwrap())
+}
+
+/// Amazon's raw reviews of All Beauty: user, item and time.
+pub fn raw_reviews() -> Option<RecordBatch> {
+    let mut table = "user_id item_id timestamp:ts\n".to_string();
+    for line in read("amazon2018-raw-reviews/All_Beauty_5.jsonl.gz")?.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| row[name].as_str().unwrap().to_string();
+        writeln!(
+            table,
+            "{} {} {}000",
+            text("reviewerID"),
+            text("asin"),
+            row["unixReviewTime"]
+        )
+        .unwrap();
+    }
+    Some(text::parse(&table).unwrap())
+}

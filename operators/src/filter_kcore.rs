@@ -105,6 +105,9 @@ fn often(keys: &StringArray, k: u32) -> BooleanArray {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use arrow::array::RecordBatch;
     use sluice_engine::{harness, text};
 
     use super::*;
@@ -161,5 +164,32 @@ mod tests {
             ..FilterKcore::default()
         };
         assert_eq!(kept(&zero).unwrap_err().code, "bad-value");
+    }
+
+    fn core_sizes(rows: RecordBatch) -> [usize; 3] {
+        let out = harness::run(&FilterKcore::default(), &[(INTERACTIONS, rows)]).unwrap();
+        let core = out.batch(OUT).unwrap();
+        let distinct = |name| {
+            schema::strings(&core, name)
+                .unwrap()
+                .iter()
+                .collect::<HashSet<_>>()
+                .len()
+        };
+        [distinct(USER_ID), distinct(ITEM_ID), core.num_rows()]
+    }
+
+    #[test]
+    fn beauty_is_its_own_core() {
+        let Some(rows) = crate::beauty::interactions("item_id") else {
+            return;
+        };
+        assert_eq!(core_sizes(rows), [22_363, 12_101, 198_502]);
+    }
+
+    #[test]
+    fn the_core_of_movielens() {
+        let Some(rows) = crate::beauty::movielens() else { return };
+        assert_eq!(core_sizes(rows), [610, 3_650, 90_274]);
     }
 }

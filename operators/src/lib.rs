@@ -2,8 +2,12 @@
 
 pub mod audit_order;
 pub mod audit_semantic_ids;
+pub mod baseline;
 #[cfg(test)]
 mod beauty;
+#[cfg(test)]
+mod beauty_scores;
+pub mod bootstrap;
 pub mod catalogue;
 pub mod chronology;
 pub mod dedup;
@@ -16,10 +20,18 @@ pub mod import_semantic_ids;
 pub mod ingest_interactions;
 pub mod ingest_items;
 pub mod join_items;
+pub mod metric_rows;
+pub mod metrics;
 pub mod models;
 pub mod quantize_rkmeans;
+pub mod rank_itemknn;
+pub mod rank_markov;
+pub mod rank_popularity;
+pub mod ranked_lists;
 pub mod schema;
+pub mod score_ranking;
 pub mod sequences;
+pub mod slices;
 pub mod split_leave_one_out;
 pub mod synthesize;
 pub mod tabulate_metrics;
@@ -45,6 +57,10 @@ pub fn registry() -> Registry {
         .with::<ingest_items::IngestItems>()
         .with::<join_items::JoinItems>()
         .with::<quantize_rkmeans::QuantizeRkmeans>()
+        .with::<rank_itemknn::RankItemknn>()
+        .with::<rank_markov::RankMarkov>()
+        .with::<rank_popularity::RankPopularity>()
+        .with::<score_ranking::ScoreRanking>()
         .with::<split_leave_one_out::SplitLeaveOneOut>()
         .with::<synthesize::Synthesize>()
         .with::<tabulate_metrics::TabulateMetrics>()

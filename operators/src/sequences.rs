@@ -48,8 +48,8 @@ fn require_list(binding: &Binding, port: &str, name: &str, item: &DataType) {
 pub struct Sequences<'a> {
     /// A user a row.
     pub users: &'a StringArray,
-    /// All items of all users.
-    pub items: &'a StringArray,
+    /// All items of all users, row after row.
+    pub items: StringArray,
     lists: &'a ListArray,
 }
 
@@ -57,13 +57,16 @@ impl<'a> Sequences<'a> {
     /// The sequences of a batch.
     pub fn read(batch: &'a RecordBatch) -> Result<Self> {
         let lists = schema::lists(batch, SEQUENCE)?;
-        let items = lists
+        let items: &StringArray = lists
             .values()
             .as_string_opt()
             .ok_or_else(|| Error::internal(format!("column \"{SEQUENCE}\" holds no lists of Utf8")))?;
+        // A batch may be a slice: its lists then share values with rows that are not its own.
+        let offsets = lists.value_offsets();
+        let (start, end) = (offsets[0] as usize, offsets[lists.len()] as usize);
         Ok(Sequences {
             users: schema::strings(batch, USER_ID)?,
-            items,
+            items: items.slice(start, end - start),
             lists,
         })
     }
@@ -81,7 +84,8 @@ impl<'a> Sequences<'a> {
     /// Where in `items` the sequence of a row lies.
     pub fn range(&self, row: usize) -> Range<usize> {
         let offsets = self.lists.value_offsets();
-        offsets[row] as usize..offsets[row + 1] as usize
+        let at = |row: usize| (offsets[row] - offsets[0]) as usize;
+        at(row)..at(row + 1)
     }
 }
 

@@ -80,7 +80,7 @@ impl Operator for TokenizeSequences {
         }
         sequences::require(binding, TRAIN);
         audit_semantic_ids::require(binding, SEMANTIC_IDS);
-        let shape = match binding.schema(SEMANTIC_IDS).map(|schema| samples_schema(schema)) {
+        let shape = match binding.schema(SEMANTIC_IDS).map(samples_schema) {
             Some(Some(schema)) => Shape::Table(schema),
             _ => Shape::Unknown,
         };
