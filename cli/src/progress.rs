@@ -150,19 +150,28 @@ fn line(event: &Event) -> Option<String> {
     }
 }
 
+/// The first few notes; the manifest (`sluice show STAGE --manifest`) has all.
 fn notes_line(notes: &Notes) -> String {
-    notes
-        .iter()
-        .map(|(name, value)| match value {
-            serde_json::Value::String(text) => format!("; {name}: {text}"),
-            serde_json::Value::Number(number) if number.is_u64() => {
-                format!("; {name}: {}", count(number.as_u64().unwrap_or(0)))
-            }
-            // Nested notes are for the manifest.
-            serde_json::Value::Object(_) | serde_json::Value::Array(_) => String::new(),
-            other => format!("; {name}: {other}"),
-        })
-        .collect()
+    const MOST: usize = 5;
+    let plain = notes.iter().filter(|(_, value)| !value.is_object() && !value.is_array());
+    let mut text = String::new();
+    for (place, (name, value)) in plain.enumerate() {
+        if place == MOST {
+            text.push_str("; ...");
+            break;
+        }
+        let value = match value {
+            serde_json::Value::String(text) => text.clone(),
+            other => match (other.as_u64(), other.as_f64()) {
+                (Some(number), _) => count(number),
+                (None, Some(number)) if number.fract() == 0.0 && number >= 0.0 => count(number as u64),
+                (None, Some(number)) => format!("{number:.4}"),
+                _ => other.to_string(),
+            },
+        };
+        text.push_str(&format!("; {name}: {value}"));
+    }
+    text
 }
 
 fn progress_line(progress: &Progress, elapsed: f64) -> String {

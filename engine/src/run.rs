@@ -636,7 +636,7 @@ impl Coordinator for Scheduler {
             while let Some(report) = waiting.pop_front() {
                 state.report(report, peers);
             }
-            if state.cancel.is_cancelled() && state.errors.is_empty() {
+            if state.cancel.is_cancelled() && state.errors.is_empty() && !state.done() {
                 state
                     .errors
                     .push(Error::interrupted().hint("run the same command again to continue"));

@@ -287,7 +287,7 @@ impl Rows {
         Rows {
             users: StringBuilder::new(),
             items: StringBuilder::new(),
-            times: TimestampMillisecondBuilder::new().with_timezone("UTC"),
+            times: TimestampMillisecondBuilder::new().with_timezone("+00:00"),
             ratings: Float32Builder::new(),
             positions: UInt64Builder::new(),
             in_batch: 0,

@@ -222,7 +222,7 @@ impl Sink {
         Sink {
             users: StringBuilder::new(),
             items: StringBuilder::new(),
-            times: TimestampMillisecondBuilder::new().with_timezone("UTC"),
+            times: TimestampMillisecondBuilder::new().with_timezone("+00:00"),
             ratings: Float32Builder::new(),
             positions: UInt64Builder::new(),
             file: u64::from(block.file) << 40,
