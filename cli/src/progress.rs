@@ -153,7 +153,9 @@ fn line(event: &Event) -> Option<String> {
 /// The first few notes; the manifest (`sluice show STAGE --manifest`) has all.
 fn notes_line(notes: &Notes) -> String {
     const MOST: usize = 5;
-    let plain = notes.iter().filter(|(_, value)| !value.is_object() && !value.is_array());
+    let plain = notes
+        .iter()
+        .filter(|(_, value)| !value.is_object() && !value.is_array());
     let mut text = String::new();
     for (place, (name, value)) in plain.enumerate() {
         if place == MOST {

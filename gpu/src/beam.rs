@@ -78,13 +78,7 @@ pub fn beam_search(
         .par_iter()
         .map_init(Workspace::default, |workspace, group| {
             let mut decoder = Cached::new(model, group, workspace)?;
-            search(
-                &mut decoder,
-                model.config(),
-                trie,
-                group.offsets.len() - 1,
-                options,
-            )
+            search(&mut decoder, model.config(), trie, group.offsets.len() - 1, options)
         })
         .collect();
     Ok(found?.concat())
@@ -106,13 +100,7 @@ pub fn beam_search_on(
     let mut found = Vec::with_capacity(histories.len());
     for group in pack_groups(config, histories, users)? {
         let mut decoder = Replayed::new(stock, config, &group)?;
-        found.extend(search(
-            &mut decoder,
-            config,
-            trie,
-            group.offsets.len() - 1,
-            options,
-        )?);
+        found.extend(search(&mut decoder, config, trie, group.offsets.len() - 1, options)?);
     }
     Ok(found)
 }
@@ -136,9 +124,7 @@ pub fn score_catalogue(
     };
     check(model.config(), trie, &options)?;
     let users = user.map(|u| [u]);
-    let histories = model
-        .config()
-        .histories([history], users.as_ref().map(|u| &u[..]))?;
+    let histories = model.config().histories([history], users.as_ref().map(|u| &u[..]))?;
     let mut workspace = Workspace::default();
     let mut all = Vec::with_capacity(trie.leaves());
     for first in (0..trie.leaves() as u32).step_by(LEAVES) {
@@ -181,10 +167,7 @@ fn score_leaves<G: Graph>(
             users: [0, ids.len()].into(),
         };
         let mut logits = decoder.step(level, &rows)?;
-        for (i, row) in logits
-            .chunks_exact_mut(config.codebook_sizes[level])
-            .enumerate()
-        {
+        for (i, row) in logits.chunks_exact_mut(config.codebook_sizes[level]).enumerate() {
             let range = trie.children(level, nodes[i]);
             normalise(row, trie, level, range.clone(), normalisation);
             let code = ids[i][level];
@@ -212,13 +195,7 @@ fn search<D: Decoder>(
     options: &BeamOptions,
 ) -> Result<Vec<Vec<Hypothesis>>> {
     // a hypothesis of a shorter prefix: `leaf` is the node at the current depth
-    let mut beams = vec![
-        vec![Hypothesis {
-            leaf: 0,
-            score: 0.0
-        }];
-        users
-    ];
+    let mut beams = vec![vec![Hypothesis { leaf: 0, score: 0.0 }]; users];
     let mut parents: Vec<u32> = vec![];
     for level in 0..trie.levels() {
         let mut tokens = Vec::new();
@@ -257,10 +234,7 @@ fn search<D: Decoder>(
             }
             candidates.sort_unstable_by(|a, b| better(&a.0, &b.0));
             parents.extend(candidates.iter().map(|(_, row)| row));
-            *beam = candidates
-                .into_iter()
-                .map(|(hypothesis, _)| hypothesis)
-                .collect();
+            *beam = candidates.into_iter().map(|(hypothesis, _)| hypothesis).collect();
             check_scores(&beam.iter().map(|h| h.score).collect::<Vec<_>>())?;
         }
     }
@@ -268,13 +242,7 @@ fn search<D: Decoder>(
 }
 
 /// Logits of one prefix to log-probabilities; with `Children`, only those of the children are meaningful.
-fn normalise(
-    row: &mut [f32],
-    trie: &Trie,
-    level: usize,
-    children: std::ops::Range<u32>,
-    normalisation: Normalisation,
-) {
+fn normalise(row: &mut [f32], trie: &Trie, level: usize, children: std::ops::Range<u32>, normalisation: Normalisation) {
     if normalisation == Normalisation::Codebook {
         return log_softmax_in_place(row);
     }
@@ -296,11 +264,7 @@ fn check(config: &TigerConfig, trie: &Trie, options: &BeamOptions) -> Result<()>
         return Err(Error::config("width", "must be at least 1"));
     }
     if trie.levels() != config.levels() {
-        return Err(Error::shape(
-            "levels of the catalogue",
-            config.levels(),
-            trie.levels(),
-        ));
+        return Err(Error::shape("levels of the catalogue", config.levels(), trie.levels()));
     }
     for (level, code) in trie.largest_codes().into_iter().enumerate() {
         config.token(level, code)?;
@@ -310,18 +274,12 @@ fn check(config: &TigerConfig, trie: &Trie, options: &BeamOptions) -> Result<()>
 
 fn check_scores(scores: &[f32]) -> Result<()> {
     match scores.iter().find(|s| !s.is_finite()) {
-        Some(s) => Err(Error::InvalidData(format!(
-            "the model gives a score of {s}"
-        ))),
+        Some(s) => Err(Error::InvalidData(format!("the model gives a score of {s}"))),
         None => Ok(()),
     }
 }
 
-fn pack_groups(
-    config: &TigerConfig,
-    histories: &[&[u16]],
-    users: Option<&[u64]>,
-) -> Result<Vec<Histories>> {
+fn pack_groups(config: &TigerConfig, histories: &[&[u16]], users: Option<&[u64]>) -> Result<Vec<Histories>> {
     if let Some(users) = users
         && users.len() != histories.len()
     {
@@ -341,9 +299,7 @@ mod tests {
     use crate::tiger::FeedForward;
 
     fn numbers(n: usize, bound: u64, key: u64) -> Vec<u16> {
-        (0..n as u64)
-            .map(|i| Key::new(key).below(i, bound) as u16)
-            .collect()
+        (0..n as u64).map(|i| Key::new(key).below(i, bound) as u16).collect()
     }
 
     fn setup(feed_forward: FeedForward) -> (Tiger, Vec<u16>, Vec<Vec<u16>>) {
@@ -359,9 +315,7 @@ mod tests {
             ..TigerConfig::default()
         };
         let model = Tiger::init(&config, 4).unwrap();
-        let histories = (0..70)
-            .map(|u| numbers(3 * (1 + u % 7), 5, u as u64))
-            .collect();
+        let histories = (0..70).map(|u| numbers(3 * (1 + u % 7), 5, u as u64)).collect();
         (model, numbers(3 * 60, 5, 1000), histories)
     }
 
@@ -381,8 +335,7 @@ mod tests {
             for (user, history) in histories.iter().take(7).enumerate() {
                 let ids = [user as u64];
                 let found = beam_search(&model, &trie, &[history], Some(&ids), &options).unwrap();
-                let exact =
-                    score_catalogue(&model, &trie, history, Some(ids[0]), normalisation).unwrap();
+                let exact = score_catalogue(&model, &trie, history, Some(ids[0]), normalisation).unwrap();
                 assert_eq!(found[0].len(), trie.leaves());
                 for (a, b) in found[0].iter().zip(&exact) {
                     assert_eq!(a.leaf, b.leaf);
@@ -406,14 +359,10 @@ mod tests {
         let users = users(all.len());
         let together = beam_search(&model, &trie, &all, Some(&users), &options).unwrap();
         for (i, history) in all.iter().enumerate() {
-            let one =
-                beam_search(&model, &trie, &[history], Some(&users[i..=i]), &options).unwrap();
+            let one = beam_search(&model, &trie, &[history], Some(&users[i..=i]), &options).unwrap();
             assert_eq!(one[0], together[i]);
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(5)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
         let again = pool.install(|| beam_search(&model, &trie, &all, Some(&users), &options));
         assert_eq!(again.unwrap(), together);
     }
@@ -443,10 +392,7 @@ mod tests {
         for beam in found {
             assert_eq!(beam.len(), 10);
             for (id, _) in beam {
-                assert!(
-                    ids.chunks_exact(3).any(|item| item == id),
-                    "{id:?} is no item"
-                );
+                assert!(ids.chunks_exact(3).any(|item| item == id), "{id:?} is no item");
             }
         }
     }
@@ -465,8 +411,7 @@ mod tests {
             let fast = beam_search(&model, &trie, &all, Some(&users), &options).unwrap();
             let mut stock = Stock::new(model.weights(), &candle_core::Device::Cpu).unwrap();
             let config = model.config();
-            let slow =
-                beam_search_on(&mut stock, config, &trie, &all, Some(&users), &options).unwrap();
+            let slow = beam_search_on(&mut stock, config, &trie, &all, Some(&users), &options).unwrap();
             for (a, b) in fast.iter().flatten().zip(slow.iter().flatten()) {
                 assert_eq!(a.leaf, b.leaf);
                 assert!((a.score - b.score).abs() < 1e-4);
@@ -489,15 +434,9 @@ mod tests {
             ..BeamOptions::default()
         };
         let found = beam_search(&model, &trie, &history, Some(&[1]), &options).unwrap();
-        assert_eq!(
-            found[0].iter().map(|h| h.leaf).collect::<Vec<_>>(),
-            [0, 1, 2, 3]
-        );
+        assert_eq!(found[0].iter().map(|h| h.leaf).collect::<Vec<_>>(), [0, 1, 2, 3]);
 
-        let zero = BeamOptions {
-            width: 0,
-            ..options
-        };
+        let zero = BeamOptions { width: 0, ..options };
         assert!(beam_search(&model, &trie, &history, Some(&[1]), &zero).is_err());
         let other = Trie::new(&[1, 2], 2).unwrap();
         assert!(beam_search(&model, &other, &history, Some(&[1]), &options).is_err());

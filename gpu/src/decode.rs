@@ -3,12 +3,8 @@
 use crate::error::Result;
 use crate::ops::elementwise::{add_to, bias_relu};
 use crate::ops::matmul::{Scratch, View, multiply};
-use crate::ops::{
-    Attention, Dropout, Graph, Sources, Tape, Workspace, attend, rms_norm_rows, single_query,
-};
-use crate::tiger::{
-    EPS, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table,
-};
+use crate::ops::{Attention, Dropout, Graph, Sources, Tape, Workspace, attend, rms_norm_rows, single_query};
+use crate::tiger::{EPS, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -70,24 +66,14 @@ impl<'a> Cached<'a> {
     fn linear(&mut self, x: &[f32], name: &str, relu: bool) -> Result<Vec<f32>> {
         let weights = self.model.weights();
         let (o, i) = weights.get(name)?.matrix();
-        let bias = weights
-            .get(&format!("{name}.bias"))
-            .map_or(&[][..], |b| &b.data);
+        let bias = weights.get(&format!("{name}.bias")).map_or(&[][..], |b| &b.data);
         let rows = x.len() / i;
         let mut out = vec![0.0; rows * o];
         let (x_ri, w_oi) = (View::rows(x, i), View::rows(&weights.get(name)?.data, i));
         let scratch = &mut self.scratch;
-        multiply(
-            (rows, o, i),
-            x_ri,
-            w_oi.t(),
-            &mut out,
-            false,
-            scratch,
-            |_, rows| {
-                bias_relu(rows, bias, o, relu);
-            },
-        );
+        multiply((rows, o, i), x_ri, w_oi.t(), &mut out, false, scratch, |_, rows| {
+            bias_relu(rows, bias, o, relu);
+        });
         Ok(out)
     }
 
@@ -158,10 +144,7 @@ impl Decoder for Cached<'_> {
             self.cache[layer].truncate(level);
             self.cache[layer].push(qkv);
             let a = self.path_attention(layer)?;
-            add_to(
-                &mut x_rd,
-                &self.linear(&a, &format!("{block}.attention.out"), false)?,
-            );
+            add_to(&mut x_rd, &self.linear(&a, &format!("{block}.attention.out"), false)?);
 
             let h = self.norm(&x_rd, &format!("{block}.cross.norm"))?;
             let q = self.linear(&h, &format!("{block}.cross.q"), false)?;
@@ -186,10 +169,7 @@ impl Decoder for Cached<'_> {
                 bias: &[],
             };
             attend(&shape, from, &mut a);
-            add_to(
-                &mut x_rd,
-                &self.linear(&a, &format!("{block}.cross.out"), false)?,
-            );
+            add_to(&mut x_rd, &self.linear(&a, &format!("{block}.cross.out"), false)?);
 
             let mut h = self.norm(&x_rd, &format!("{block}.feed_forward.norm"))?;
             let maps = config.feed_forward.maps();
@@ -253,18 +233,8 @@ impl<G: Graph> Decoder for Replayed<'_, G> {
         };
         let noise = &mut Noise::off();
         let (table, memory) = (&self.table_nd, &self.memory_td);
-        let hidden_td = decode(
-            g,
-            self.config,
-            table,
-            memory,
-            &self.memory,
-            &prefixes,
-            noise,
-        )?;
-        let last: Arc<[u32]> = (1..=self.prefixes.len())
-            .map(|s| (s * length - 1) as u32)
-            .collect();
+        let hidden_td = decode(g, self.config, table, memory, &self.memory, &prefixes, noise)?;
+        let last: Arc<[u32]> = (1..=self.prefixes.len()).map(|s| (s * length - 1) as u32).collect();
         let hidden_rd = g.gather(&hidden_td, last)?;
         let head_vd = g.weight(&format!("heads.{level}"))?;
         let logits_rv = g.linear(&hidden_rd, &head_vd, None, false, Dropout::off())?;

@@ -88,11 +88,7 @@ impl Error {
     }
 
     /// An [`Error::ShapeMismatch`] from anything printable.
-    pub fn shape(
-        op: impl Into<String>,
-        expected: impl std::fmt::Debug,
-        got: impl std::fmt::Debug,
-    ) -> Self {
+    pub fn shape(op: impl Into<String>, expected: impl std::fmt::Debug, got: impl std::fmt::Debug) -> Self {
         Error::ShapeMismatch {
             op: op.into(),
             expected: format!("{expected:?}"),

@@ -83,13 +83,7 @@ impl Adam {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] if weights and gradients differ in number or length.
-    pub fn step(
-        &mut self,
-        weights: &mut Weights,
-        gradients: &[Vec<f32>],
-        lr: f64,
-        scale: f32,
-    ) -> Result<()> {
+    pub fn step(&mut self, weights: &mut Weights, gradients: &[Vec<f32>], lr: f64, scale: f32) -> Result<()> {
         let tensors = weights.tensors_mut();
         if tensors.len() != gradients.len() {
             return Err(Error::shape("adam", tensors.len(), gradients.len()));
@@ -97,8 +91,7 @@ impl Adam {
         self.step += 1;
         self.moments.resize_with(tensors.len(), Default::default);
         let update = self.config.update(self.step, lr, scale);
-        for ((tensor, gradient), (m, v)) in tensors.iter_mut().zip(gradients).zip(&mut self.moments)
-        {
+        for ((tensor, gradient), (m, v)) in tensors.iter_mut().zip(gradients).zip(&mut self.moments) {
             let n = tensor.data.len();
             if gradient.len() != n {
                 return Err(Error::shape(&tensor.name, n, gradient.len()));
@@ -149,19 +142,11 @@ impl StockAdam {
     ///
     /// # Errors
     /// [`Error::Candle`].
-    pub fn step(
-        &mut self,
-        variables: &[Var],
-        gradients: &[Option<Tensor>],
-        lr: f64,
-        scale: f32,
-    ) -> Result<()> {
+    pub fn step(&mut self, variables: &[Var], gradients: &[Option<Tensor>], lr: f64, scale: f32) -> Result<()> {
         self.step += 1;
         self.moments.resize_with(variables.len(), || None);
         let u = self.config.update(self.step, lr, scale);
-        for ((variable, gradient), moments) in
-            variables.iter().zip(gradients).zip(&mut self.moments)
-        {
+        for ((variable, gradient), moments) in variables.iter().zip(gradients).zip(&mut self.moments) {
             let w = variable.as_detached_tensor();
             let mut g = match gradient {
                 Some(g) => (g.detach() * f64::from(u.scale))?,
@@ -270,16 +255,8 @@ impl AdamConfig {
             beta2: self.beta2,
             eps: self.eps,
             scale,
-            coupled: if self.decoupled {
-                0.0
-            } else {
-                self.weight_decay
-            },
-            keep: if self.decoupled {
-                (1.0 - lr * decay) as f32
-            } else {
-                1.0
-            },
+            coupled: if self.decoupled { 0.0 } else { self.weight_decay },
+            keep: if self.decoupled { (1.0 - lr * decay) as f32 } else { 1.0 },
             rate: (lr / (1.0 - f64::from(self.beta1).powi(step))) as f32,
             root: (1.0 / (1.0 - f64::from(self.beta2).powi(step)).sqrt()) as f32,
         }
@@ -325,11 +302,7 @@ mod tests {
                 let gradients: Vec<Vec<f32>> = weights
                     .tensors()
                     .iter()
-                    .map(|t| {
-                        (0..t.data.len() as u64)
-                            .map(|i| key.normal(i) as f32)
-                            .collect()
-                    })
+                    .map(|t| (0..t.data.len() as u64).map(|i| key.normal(i) as f32).collect())
                     .collect();
                 let tensors: Vec<Option<Tensor>> = stock
                     .variables()

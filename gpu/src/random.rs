@@ -18,9 +18,7 @@ impl Key {
 
     /// 64 random bits at a position.
     pub fn bits(self, counter: u64) -> u64 {
-        mix(self
-            .0
-            .wrapping_add(counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        mix(self.0.wrapping_add(counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
     /// A number in [0, 1) at a position.
@@ -102,9 +100,7 @@ mod tests {
     #[test]
     fn bits32_are_fair() {
         let halves = Key::new(3).halves();
-        let kept = (0..100_000u32)
-            .filter(|&i| bits32(halves, i) >= u32::MAX / 4)
-            .count();
+        let kept = (0..100_000u32).filter(|&i| bits32(halves, i) >= u32::MAX / 4).count();
         assert!((kept as f64 / 1e5 - 0.75).abs() < 0.01);
     }
 }

@@ -26,12 +26,9 @@ impl Ragged {
     /// [`Error::InvalidData`] unless the offsets rise from 0 to the number of values.
     pub fn new(values: Vec<u16>, offsets: Vec<u64>) -> Result<Self> {
         let rising = offsets.windows(2).all(|pair| pair[0] <= pair[1]);
-        if !rising || offsets.first() != Some(&0) || offsets.last() != Some(&(values.len() as u64))
-        {
+        if !rising || offsets.first() != Some(&0) || offsets.last() != Some(&(values.len() as u64)) {
             let n = values.len();
-            return Err(Error::InvalidData(format!(
-                "offsets must rise from 0 to {n}"
-            )));
+            return Err(Error::InvalidData(format!("offsets must rise from 0 to {n}")));
         }
         Ok(Ragged { values, offsets })
     }
@@ -73,12 +70,7 @@ impl Samples {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] or [`Error::InvalidData`] naming the first bad sample.
-    pub fn new(
-        levels: usize,
-        histories: Ragged,
-        targets: Vec<u16>,
-        users: Vec<u64>,
-    ) -> Result<Self> {
+    pub fn new(levels: usize, histories: Ragged, targets: Vec<u16>, users: Vec<u64>) -> Result<Self> {
         let n = histories.len();
         if levels == 0 || targets.len() != n * levels {
             return Err(Error::shape("targets", n * levels, targets.len()));

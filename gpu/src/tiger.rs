@@ -169,15 +169,7 @@ pub fn loss<G: Graph>(
         groups,
     };
     let memory_offsets = &histories.offsets;
-    let hidden_td = decode(
-        g,
-        config,
-        &table_nd,
-        &memory_td,
-        memory_offsets,
-        &prefixes,
-        noise,
-    )?;
+    let hidden_td = decode(g, config, &table_nd, &memory_td, memory_offsets, &prefixes, noise)?;
     let mut losses = Vec::with_capacity(c);
     for level in 0..c {
         let rows: Arc<[u32]> = (0..b).map(|s| (s * c + level) as u32).collect();
@@ -324,11 +316,7 @@ fn feed_forward<G: Graph>(
             FeedForward::T5 => None,
         };
         // dropout and ReLU commute, so the second-last map does both whatever the order in the source
-        let dropout = if map == maps - 1 {
-            noise.next()
-        } else {
-            Dropout::off()
-        };
+        let dropout = if map == maps - 1 { noise.next() } else { Dropout::off() };
         h = g.linear(&h, &w, b.as_ref(), map < maps, dropout)?;
     }
     g.residual(x_td, &h, noise.next())
@@ -379,10 +367,7 @@ impl TigerConfig {
             return Err(Error::config("dropout", "must be at least 0 and below 1"));
         }
         if self.relative_buckets < 4 || !self.relative_buckets.is_multiple_of(2) {
-            return Err(Error::config(
-                "relative_buckets",
-                "must be even and at least 4",
-            ));
+            return Err(Error::config("relative_buckets", "must be even and at least 4"));
         }
         if self.relative_max_distance <= self.relative_buckets / 2 {
             let reason = "must be greater than half of `relative_buckets`";
@@ -430,9 +415,9 @@ impl TigerConfig {
                 )));
             }
             if self.user_buckets > 0 {
-                let user = users.and_then(|u| u.get(s)).ok_or_else(|| {
-                    Error::InvalidData("the model has user tokens, but no user ids came".into())
-                })?;
+                let user = users
+                    .and_then(|u| u.get(s))
+                    .ok_or_else(|| Error::InvalidData("the model has user tokens, but no user ids came".into()))?;
                 let bucket = Key::new(0).below(*user, self.user_buckets as u64) as u32;
                 tokens.push(self.bos_token() + 1 + u32::from(self.separator) + bucket);
             }
@@ -453,13 +438,7 @@ impl TigerConfig {
         })
     }
 
-    fn attention(
-        &self,
-        queries: &Arc<[usize]>,
-        keys: &Arc<[usize]>,
-        causal: bool,
-        noise: &mut Noise,
-    ) -> Attention {
+    fn attention(&self, queries: &Arc<[usize]>, keys: &Arc<[usize]>, causal: bool, noise: &mut Noise) -> Attention {
         Attention {
             heads: self.heads,
             key_dim: self.d_kv,

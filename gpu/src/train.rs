@@ -199,9 +199,8 @@ pub fn train_tiger(
     if let Some(folder) = checkpoint {
         step = checkpoint::load(folder, &identity, &mut run, &mut engine)?.unwrap_or(0);
     }
-    let out_of_patience = |run: &Run| {
-        validation.is_some() && options.patience > 0 && run.since_best >= options.patience
-    };
+    let out_of_patience =
+        |run: &Run| validation.is_some() && options.patience > 0 && run.since_best >= options.patience;
     if out_of_patience(&run) {
         return run.finish(engine, step, Stopped::Patience);
     }
@@ -261,9 +260,7 @@ pub fn expected_recall_ndcg(ranked: &[Hypothesis], trie: &Trie, target: Option<u
         let tied = trie.items_of(hypothesis.leaf).len();
         if Some(hypothesis.leaf) == target {
             let places = tied.min(K.saturating_sub(better));
-            let gain: f64 = (0..places)
-                .map(|j| 1.0 / ((better + j + 2) as f64).log2())
-                .sum();
+            let gain: f64 = (0..places).map(|j| 1.0 / ((better + j + 2) as f64).log2()).sum();
             return (places as f64 / tied as f64, gain / tied as f64);
         }
         better += tied;
@@ -281,32 +278,20 @@ impl TrainOptions {
         if !self.lr.is_finite() || self.lr <= 0.0 {
             return Err(Error::config("lr", "must be positive"));
         }
-        for (field, value) in [
-            ("batch_size", self.batch_size),
-            ("eval_every", self.eval_every),
-        ] {
+        for (field, value) in [("batch_size", self.batch_size), ("eval_every", self.eval_every)] {
             if value == 0 {
                 return Err(Error::config(field, "must be at least 1"));
             }
         }
         if self.max_steps.is_none() && self.max_epochs.is_none() {
-            return Err(Error::config(
-                "max_steps",
-                "give `max_steps`, `max_epochs` or both",
-            ));
+            return Err(Error::config("max_steps", "give `max_steps`, `max_epochs` or both"));
         }
-        for (field, value) in [
-            ("max_steps", self.max_steps),
-            ("max_epochs", self.max_epochs),
-        ] {
+        for (field, value) in [("max_steps", self.max_steps), ("max_epochs", self.max_epochs)] {
             if value == Some(0) {
                 return Err(Error::config(field, "must be at least 1"));
             }
         }
-        if self
-            .clip_norm
-            .is_some_and(|clip| clip.is_nan() || clip <= 0.0)
-        {
+        if self.clip_norm.is_some_and(|clip| clip.is_nan() || clip <= 0.0) {
             return Err(Error::config("clip_norm", "must be positive"));
         }
         Ok(())
@@ -314,9 +299,7 @@ impl TrainOptions {
 
     fn total_steps(&self, samples: usize) -> usize {
         let per_epoch = samples.div_ceil(self.batch_size);
-        let epochs = self
-            .max_epochs
-            .map_or(usize::MAX, |e| e.saturating_mul(per_epoch));
+        let epochs = self.max_epochs.map_or(usize::MAX, |e| e.saturating_mul(per_epoch));
         self.max_steps.unwrap_or(usize::MAX).min(epochs)
     }
 }
@@ -364,10 +347,7 @@ impl Run {
         let Some((recall, ndcg)) = metrics else {
             return Ok(false);
         };
-        let better = self
-            .best
-            .as_ref()
-            .is_none_or(|b| (recall, ndcg) > (b.0, b.1));
+        let better = self.best.as_ref().is_none_or(|b| (recall, ndcg) > (b.0, b.1));
         self.since_best += 1;
         if better {
             self.since_best = 0;

@@ -24,17 +24,11 @@ impl Trie {
     /// [`Error::InvalidData`] for an empty catalogue, [`Error::ShapeMismatch`] if codes are left over.
     pub fn new(semantic_ids_nc: &[u16], levels: usize) -> Result<Self> {
         if levels == 0 || semantic_ids_nc.is_empty() {
-            return Err(Error::InvalidData(
-                "the catalogue has no semantic ids".into(),
-            ));
+            return Err(Error::InvalidData("the catalogue has no semantic ids".into()));
         }
         if !semantic_ids_nc.len().is_multiple_of(levels) {
             let expected = format!("a multiple of {levels} codes");
-            return Err(Error::shape(
-                "semantic ids",
-                expected,
-                semantic_ids_nc.len(),
-            ));
+            return Err(Error::shape("semantic ids", expected, semantic_ids_nc.len()));
         }
         let id = |i: u32| &semantic_ids_nc[i as usize * levels..][..levels];
         let mut items: Vec<u32> = (0..(semantic_ids_nc.len() / levels) as u32).collect();
@@ -93,11 +87,7 @@ impl Trie {
 
     /// Number of distinct prefixes of a length.
     pub fn nodes(&self, depth: usize) -> usize {
-        if depth == 0 {
-            1
-        } else {
-            self.codes[depth - 1].len()
-        }
+        if depth == 0 { 1 } else { self.codes[depth - 1].len() }
     }
 
     /// Children, at `depth + 1`, of a node at `depth`.
@@ -166,10 +156,7 @@ mod tests {
         );
         assert_eq!(trie.children(0, 0), 0..2);
         assert_eq!(trie.children(1, 0), 0..2);
-        assert_eq!(
-            (trie.code(2, 0), trie.code(2, 1), trie.code(2, 2)),
-            (3, 5, 0)
-        );
+        assert_eq!((trie.code(2, 0), trie.code(2, 1), trie.code(2, 2)), (3, 5, 0));
         assert_eq!(trie.items_of(2), [0, 3]);
         assert_eq!(trie.leaf(&[1, 5]), Some(1));
         assert_eq!(trie.leaf(&[1, 4]), None);
@@ -180,9 +167,7 @@ mod tests {
     fn every_id_is_found_and_nothing_else() {
         for levels in [1, 2, 3, 5] {
             let key = Key::new(levels as u64);
-            let ids: Vec<u16> = (0..500 * levels as u64)
-                .map(|i| key.below(i, 7) as u16)
-                .collect();
+            let ids: Vec<u16> = (0..500 * levels as u64).map(|i| key.below(i, 7) as u16).collect();
             let trie = Trie::new(&ids, levels).unwrap();
             let mut seen = 0;
             for (item, id) in ids.chunks_exact(levels).enumerate() {

@@ -59,10 +59,7 @@ impl Weights {
     /// Draws every declared weight from its own stream of the seed: the same whatever else is declared.
     pub fn init(declarations: &[Declaration], seed: u64) -> Self {
         let tensors = declarations.iter().map(|d| {
-            let key = d
-                .name
-                .bytes()
-                .fold(Key::new(seed), |key, byte| key.child(byte.into()));
+            let key = d.name.bytes().fold(Key::new(seed), |key, byte| key.child(byte.into()));
             let n: usize = d.shape.iter().product();
             let normal = |i: usize, sd: f64| (key.normal(i as u64) * sd) as f32;
             let data = match d.init {
@@ -81,11 +78,7 @@ impl Weights {
 
     /// A store of these tensors, in this order.
     pub fn from_tensors(tensors: Vec<Weight>) -> Self {
-        let index = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.name.clone(), i))
-            .collect();
+        let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Weights { tensors, index }
     }
 
@@ -104,13 +97,10 @@ impl Weights {
     /// # Errors
     /// [`Error::TensorNames`] if there is none.
     pub fn index(&self, name: &str) -> Result<usize> {
-        self.index
-            .get(name)
-            .copied()
-            .ok_or_else(|| Error::TensorNames {
-                missing: vec![name.into()],
-                unexpected: vec![],
-            })
+        self.index.get(name).copied().ok_or_else(|| Error::TensorNames {
+            missing: vec![name.into()],
+            unexpected: vec![],
+        })
     }
 
     /// The tensor of a name.
@@ -142,11 +132,7 @@ impl Weights {
             .collect();
         let mut views = Vec::with_capacity(bytes.len());
         for (t, bytes) in &bytes {
-            let view = safetensors::tensor::TensorView::new(
-                safetensors::Dtype::F32,
-                t.shape.clone(),
-                bytes,
-            );
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, t.shape.clone(), bytes);
             views.push((t.name.as_str(), view.map_err(|e| format(e.to_string()))?));
         }
         let file = safetensors::serialize(views, None).map_err(|e| format(e.to_string()))?;
@@ -164,8 +150,7 @@ impl Weights {
             path: path.clone(),
             reason,
         };
-        let file =
-            safetensors::SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
+        let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
         let names = file.names();
         let missing: Vec<String> = declarations
             .iter()
@@ -179,10 +164,7 @@ impl Weights {
             .collect();
         unexpected.sort();
         if !missing.is_empty() || !unexpected.is_empty() {
-            return Err(Error::TensorNames {
-                missing,
-                unexpected,
-            });
+            return Err(Error::TensorNames { missing, unexpected });
         }
         let mut tensors = Vec::with_capacity(declarations.len());
         for d in declarations {

@@ -102,13 +102,19 @@ impl Operator for EmbedText {
         files.extend(weight_files(&folder));
         if files.len() == 2 {
             let message = format!("the checkpoint \"{}\" has no *.safetensors", folder.display());
-            binding.problem("model", Error::user("bad-checkpoint", message).hint("convert it with transformers"));
+            binding.problem(
+                "model",
+                Error::user("bad-checkpoint", message).hint("convert it with transformers"),
+            );
         }
         files.retain(|file| file.is_file());
         let shape = match BertConfig::load(&folder) {
             Ok(config) => {
                 if self.max_length as usize > config.max_position_embeddings {
-                    let message = format!("the encoder has positions for {} tokens", config.max_position_embeddings);
+                    let message = format!(
+                        "the encoder has positions for {} tokens",
+                        config.max_position_embeddings
+                    );
                     binding.bad_value("max_length", message);
                 }
                 Shape::table(schema::embeddings(config.hidden_size))
@@ -143,7 +149,9 @@ impl Operator for EmbedText {
         let texts = schema::strings(&batch, TEXT)?;
         let mut tokens = Vec::with_capacity(texts.len());
         for row in 0..texts.len() {
-            let encoding = tokenizer.encode_fast(texts.value(row), true).map_err(|error| bad(&error))?;
+            let encoding = tokenizer
+                .encode_fast(texts.value(row), true)
+                .map_err(|error| bad(&error))?;
             tokens.push(encoding.get_ids().to_vec());
         }
         // Shares of like length, so that a share's batches are even; results do not depend on the batch.
@@ -161,7 +169,11 @@ impl Operator for EmbedText {
             done += share.len();
             context.progress(done as u64, Some(texts.len() as u64), "texts", &[]);
         }
-        Ok(Tables::out(embeddings(schema::strings(&batch, ITEM_ID)?, values, encoder.dim())?))
+        Ok(Tables::out(embeddings(
+            schema::strings(&batch, ITEM_ID)?,
+            values,
+            encoder.dim(),
+        )?))
     }
 }
 
@@ -171,7 +183,9 @@ fn find(path: &Path, name: &str) -> Option<PathBuf> {
         return Some(path.to_path_buf());
     }
     // The hub's cache is a fixed place under the home folder: models--OWNER--NAME/snapshots/REVISION.
-    let cache = dirs_home()?.join(".cache/huggingface/hub").join(format!("models--{}", name.replace('/', "--")));
+    let cache = dirs_home()?
+        .join(".cache/huggingface/hub")
+        .join(format!("models--{}", name.replace('/', "--")));
     let revision = std::fs::read_to_string(cache.join("refs/main")).ok()?;
     let folder = cache.join("snapshots").join(revision.trim());
     folder.join("config.json").is_file().then_some(folder)
@@ -183,12 +197,17 @@ fn dirs_home() -> Option<PathBuf> {
 
 fn missing(name: &str, path: &Path) -> Error {
     Error::user("no-checkpoint", format!("no checkpoint \"{name}\""))
-        .detail(format!("looked for \"{}\" and in the Hugging Face cache", path.join("config.json").display()))
+        .detail(format!(
+            "looked for \"{}\" and in the Hugging Face cache",
+            path.join("config.json").display()
+        ))
         .hint("download it (\"hf download NAME\") or give a folder below the data root; embed_tfidf_svd needs none")
 }
 
 fn weight_files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
@@ -212,10 +231,22 @@ mod tests {
     #[test]
     fn minilm_agrees_with_its_published_vector() {
         let Some(data) = crate::testdata::folder() else { return };
-        let harness = Harness { data_root: data, ..Default::default() };
-        let items = text::parse("item_id | text\n 1 | This is an example sentence\n 2 | Each sentence is converted").unwrap();
-        let operator = EmbedText { model: "all-MiniLM-L6-v2-f16".into(), device: "cpu".into(), ..Default::default() };
-        let out = harness.run(&operator, &[("input", Table::new(items))]).unwrap().batch(OUT).unwrap();
+        let harness = Harness {
+            data_root: data,
+            ..Default::default()
+        };
+        let items =
+            text::parse("item_id | text\n 1 | This is an example sentence\n 2 | Each sentence is converted").unwrap();
+        let operator = EmbedText {
+            model: "all-MiniLM-L6-v2-f16".into(),
+            device: "cpu".into(),
+            ..Default::default()
+        };
+        let out = harness
+            .run(&operator, &[("input", Table::new(items))])
+            .unwrap()
+            .batch(OUT)
+            .unwrap();
         let (values, width) = schema::embedding_values(&out).unwrap();
         assert_eq!(width, 384);
         for (got, want) in values.iter().zip([0.0677, 0.0635, 0.0487, 0.0793, 0.0374]) {
@@ -226,7 +257,10 @@ mod tests {
     #[test]
     fn a_missing_checkpoint_is_named() {
         let items = text::parse("item_id | text\n 1 | x").unwrap();
-        let operator = EmbedText { model: "nowhere/model".into(), ..Default::default() };
+        let operator = EmbedText {
+            model: "nowhere/model".into(),
+            ..Default::default()
+        };
         let error = sluice_engine::harness::run(&operator, &[("input", items)]).unwrap_err();
         assert_eq!(error.code, "no-checkpoint");
     }

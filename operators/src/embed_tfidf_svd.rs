@@ -90,7 +90,10 @@ impl Operator for EmbedTfidfSvd {
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let batch = inputs.batch(INPUT)?;
-        let texts: Vec<&str> = schema::strings(&batch, TEXT)?.iter().map(Option::unwrap_or_default).collect();
+        let texts: Vec<&str> = schema::strings(&batch, TEXT)?
+            .iter()
+            .map(Option::unwrap_or_default)
+            .collect();
         let config = TfidfConfig {
             min_df: DocumentFrequency::Count(self.min_df as usize),
             max_df: DocumentFrequency::Fraction(self.max_df),
@@ -98,8 +101,7 @@ impl Operator for EmbedTfidfSvd {
             sublinear_tf: self.sublinear_tf,
             bigrams: self.bigrams,
         };
-        let (_, matrix) =
-            Tfidf::fit(&texts, &config).map_err(|error| Error::data("tfidf", error.to_string()))?;
+        let (_, matrix) = Tfidf::fit(&texts, &config).map_err(|error| Error::data("tfidf", error.to_string()))?;
         context.check_cancelled()?;
         let config = SvdConfig {
             dim: self.dim as usize,
@@ -111,8 +113,14 @@ impl Operator for EmbedTfidfSvd {
         let svd = truncated_svd(&matrix, &config)
             .map_err(|error| Error::data("svd", error.to_string()).hint("lower dim, or min_df"))?;
         let components = RecordBatch::try_from_iter([
-            ("dimension", Arc::new(arrow::array::UInt32Array::from_iter_values(0..self.dim)) as ArrayRef),
-            ("singular_value", Arc::new(arrow::array::Float64Array::from(svd.singular_values_d)) as ArrayRef),
+            (
+                "dimension",
+                Arc::new(arrow::array::UInt32Array::from_iter_values(0..self.dim)) as ArrayRef,
+            ),
+            (
+                "singular_value",
+                Arc::new(arrow::array::Float64Array::from(svd.singular_values_d)) as ArrayRef,
+            ),
             (
                 "explained_variance_ratio",
                 Arc::new(arrow::array::Float64Array::from(svd.explained_variance_ratio_d)) as ArrayRef,
@@ -131,7 +139,10 @@ impl Operator for EmbedTfidfSvd {
         let batch = outputs.batch("components")?;
         let ratios = schema::numbers::<arrow::datatypes::Float64Type>(&batch, "explained_variance_ratio")?;
         let mut notes = sluice_engine::operator::Notes::new();
-        notes.insert("explained_variance".into(), format!("{:.4}", ratios.values().iter().sum::<f64>()).into());
+        notes.insert(
+            "explained_variance".into(),
+            format!("{:.4}", ratios.values().iter().sum::<f64>()).into(),
+        );
         Ok(notes)
     }
 }
@@ -166,18 +177,31 @@ mod tests {
 
     #[test]
     fn like_texts_have_like_embeddings() {
-        let operator = EmbedTfidfSvd { dim: 2, min_df: 1, ..Default::default() };
-        let out = harness::run(&operator, &[("input", items())]).unwrap().batch(OUT).unwrap();
-        let (values, width) = schema::embedding_values(&out).unwrap();
-        let dot = |a: usize, b: usize| -> f32 {
-            (0..width).map(|d| values[a * width + d] * values[b * width + d]).sum()
+        let operator = EmbedTfidfSvd {
+            dim: 2,
+            min_df: 1,
+            ..Default::default()
         };
-        assert!(dot(0, 1) > 0.9 && dot(2, 3) > 0.9 && dot(0, 2).abs() < 0.5, "{values:?}");
+        let out = harness::run(&operator, &[("input", items())])
+            .unwrap()
+            .batch(OUT)
+            .unwrap();
+        let (values, width) = schema::embedding_values(&out).unwrap();
+        let dot =
+            |a: usize, b: usize| -> f32 { (0..width).map(|d| values[a * width + d] * values[b * width + d]).sum() };
+        assert!(
+            dot(0, 1) > 0.9 && dot(2, 3) > 0.9 && dot(0, 2).abs() < 0.5,
+            "{values:?}"
+        );
     }
 
     #[test]
     fn too_many_dimensions_are_an_error() {
-        let operator = EmbedTfidfSvd { dim: 50, min_df: 1, ..Default::default() };
+        let operator = EmbedTfidfSvd {
+            dim: 50,
+            min_df: 1,
+            ..Default::default()
+        };
         let error = harness::run(&operator, &[("input", items())]).unwrap_err();
         assert_eq!(error.code, "svd");
     }

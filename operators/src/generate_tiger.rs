@@ -82,14 +82,20 @@ impl Operator for GenerateTiger {
     const VERSION: u32 = 1;
     const INPUTS: &'static [Input] = &[
         Input::required(MODEL, "a trained model (train_tiger)"),
-        Input::required(HISTORIES, "evaluation rows: user_id, sequence, target (split_leave_one_out.test)"),
+        Input::required(
+            HISTORIES,
+            "evaluation rows: user_id, sequence, target (split_leave_one_out.test)",
+        ),
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
     ];
 
     fn bind(&self, binding: &Binding) -> Bound {
         match binding.shape(MODEL) {
             Shape::Folder(layout) if layout != "tiger" => {
-                binding.input_problem(MODEL, Error::user("wrong-model", format!("this is a {layout} model, not tiger")));
+                binding.input_problem(
+                    MODEL,
+                    Error::user("wrong-model", format!("this is a {layout} model, not tiger")),
+                );
             }
             Shape::Table(_) => binding.input_problem(
                 MODEL,
@@ -100,10 +106,17 @@ impl Operator for GenerateTiger {
         }
         binding.require(
             HISTORIES,
-            &[(USER_ID, DataType::Utf8), (SEQUENCE, schema::list_of(DataType::Utf8)), (TARGET, DataType::Utf8)],
+            &[
+                (USER_ID, DataType::Utf8),
+                (SEQUENCE, schema::list_of(DataType::Utf8)),
+                (TARGET, DataType::Utf8),
+            ],
         );
         binding.require(SEMANTIC_IDS, &[(ITEM_ID, DataType::Utf8)]);
-        if binding.schema(SEMANTIC_IDS).is_some_and(|schema| schema.field_with_name(SEMANTIC_ID).is_err()) {
+        if binding
+            .schema(SEMANTIC_IDS)
+            .is_some_and(|schema| schema.field_with_name(SEMANTIC_ID).is_err())
+        {
             binding.missing_column(SEMANTIC_IDS, SEMANTIC_ID);
         }
         if self.beam_width == 0 {
@@ -120,13 +133,27 @@ impl Operator for GenerateTiger {
         let ids = SemanticIds::read(inputs.table(SEMANTIC_IDS)?)?;
         let largest = ids.trie.largest_codes();
         let sizes = &model.config().codebook_sizes;
-        if sizes.len() != ids.levels || largest.iter().zip(sizes).any(|(code, size)| usize::from(*code) >= *size) {
-            return Err(Error::data("different-ids", "the model was trained on other semantic ids than these")
-                .detail(format!("the model has levels of {sizes:?}; the largest codes here are {largest:?}"))
-                .hint("connect the semantic ids that the samples were tokenized with"));
+        if sizes.len() != ids.levels
+            || largest
+                .iter()
+                .zip(sizes)
+                .any(|(code, size)| usize::from(*code) >= *size)
+        {
+            return Err(Error::data(
+                "different-ids",
+                "the model was trained on other semantic ids than these",
+            )
+            .detail(format!(
+                "the model has levels of {sizes:?}; the largest codes here are {largest:?}"
+            ))
+            .hint("connect the semantic ids that the samples were tokenized with"));
         }
         let coded = encode_histories(inputs.table(HISTORIES)?, &ids)?;
-        let seen = if self.exclude_seen { Some(seen_items(&inputs)?) } else { None };
+        let seen = if self.exclude_seen {
+            Some(seen_items(&inputs)?)
+        } else {
+            None
+        };
         let options = BeamOptions {
             width: self.beam_width as usize,
             normalisation: match self.normalisation {

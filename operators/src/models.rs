@@ -38,7 +38,11 @@ impl SemanticIds {
         let mut order: Vec<usize> = (0..ids.len()).collect();
         order.sort_by(|a, b| schema::natural_order(ids.value(*a), ids.value(*b)));
         let items: Vec<String> = order.iter().map(|row| ids.value(*row).to_string()).collect();
-        let codes: Vec<u16> = order.iter().flat_map(|row| &raw[row * levels..(row + 1) * levels]).copied().collect();
+        let codes: Vec<u16> = order
+            .iter()
+            .flat_map(|row| &raw[row * levels..(row + 1) * levels])
+            .copied()
+            .collect();
         let rows: HashMap<String, usize> = items.iter().cloned().zip(0..).collect();
         if rows.len() != items.len() {
             return Err(Error::data("duplicate-item", "an item has two semantic ids"));
@@ -55,12 +59,21 @@ impl SemanticIds {
             codebook_sizes.push(largest as usize + 1);
         }
         let trie = Trie::new(&codes, levels).map_err(explain)?;
-        Ok(SemanticIds { items, codes, levels, codebook_sizes, trie, rows })
+        Ok(SemanticIds {
+            items,
+            codes,
+            levels,
+            codebook_sizes,
+            trie,
+            rows,
+        })
     }
 
     /// Codes of one item.
     pub fn of(&self, item: &str) -> Option<&[u16]> {
-        self.rows.get(item).map(|row| &self.codes[row * self.levels..(row + 1) * self.levels])
+        self.rows
+            .get(item)
+            .map(|row| &self.codes[row * self.levels..(row + 1) * self.levels])
     }
 }
 
@@ -76,7 +89,11 @@ pub struct CodedHistories {
 
 /// Encodes evaluation rows; a history item without a semantic id is an error that counts them.
 pub fn encode_histories(table: &Table, ids: &SemanticIds) -> Result<CodedHistories> {
-    let mut coded = CodedHistories { users: Vec::new(), histories: Ragged::default(), targets: Vec::new() };
+    let mut coded = CodedHistories {
+        users: Vec::new(),
+        histories: Ragged::default(),
+        targets: Vec::new(),
+    };
     let mut unknown: Vec<String> = Vec::new();
     for batch in table.batches()? {
         let batch = batch?;
@@ -94,14 +111,19 @@ pub fn encode_histories(table: &Table, ids: &SemanticIds) -> Result<CodedHistori
             }
             coded.users.push(users.value(row).to_string());
             coded.histories.push(&codes);
-            coded.targets.push(ids.of(targets.value(row)).unwrap_or_default().to_vec());
+            coded
+                .targets
+                .push(ids.of(targets.value(row)).unwrap_or_default().to_vec());
         }
     }
     match unknown.first() {
         None => Ok(coded),
-        Some(first) => Err(Error::data("unknown-item", format!("item \"{first}\" of a history has no semantic id"))
-            .detail(format!("{} history items have none", unknown.len()))
-            .hint("quantize the items that occur in the interactions: see operator join_items")),
+        Some(first) => Err(Error::data(
+            "unknown-item",
+            format!("item \"{first}\" of a history has no semantic id"),
+        )
+        .detail(format!("{} history items have none", unknown.len()))
+        .hint("quantize the items that occur in the interactions: see operator join_items")),
     }
 }
 
@@ -134,5 +156,9 @@ pub fn explain(error: sluice_gpu::error::Error) -> Error {
 
 /// Whether a loop should break because the run was asked to stop.
 pub fn stopped(context: &Context) -> std::ops::ControlFlow<()> {
-    if context.cancel.is_cancelled() { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    if context.cancel.is_cancelled() {
+        std::ops::ControlFlow::Break(())
+    } else {
+        std::ops::ControlFlow::Continue(())
+    }
 }

@@ -101,16 +101,25 @@ impl Operator for QuantizeRkmeans {
                 Ok(DataType::FixedSizeList(item, _)) if item.data_type() == &DataType::Float32 => {}
                 Ok(other) => binding.input_problem(
                     INPUT,
-                    Error::user("wrong-type", format!("column \"{EMBEDDING}\" is {other}, not a list of Float32 of fixed size")),
+                    Error::user(
+                        "wrong-type",
+                        format!("column \"{EMBEDDING}\" is {other}, not a list of Float32 of fixed size"),
+                    ),
                 ),
                 Err(_) => binding.missing_column(INPUT, EMBEDDING),
             }
         }
         if !(1..=16).contains(&self.num_codebooks) {
-            binding.bad_value("num_codebooks", format!("num_codebooks is {}, not in 1..=16", self.num_codebooks));
+            binding.bad_value(
+                "num_codebooks",
+                format!("num_codebooks is {}, not in 1..=16", self.num_codebooks),
+            );
         }
         if !(1..=65_535).contains(&self.codebook_size) {
-            binding.bad_value("codebook_size", format!("codebook_size is {}, not in 1..=65535", self.codebook_size));
+            binding.bad_value(
+                "codebook_size",
+                format!("codebook_size is {}, not in 1..=65535", self.codebook_size),
+            );
         }
         if self.algorithm == Algorithm::Lloyd && self.max_iterations == 0 {
             binding.bad_value("max_iterations", "max_iterations must be positive");
@@ -135,7 +144,11 @@ impl Operator for QuantizeRkmeans {
             let (row, dimension) = (at / width, at % width);
             return Err(Error::data(
                 "not-a-number",
-                format!("the embedding of item \"{}\" is {} in dimension {dimension}", items.value(row), rows[at]),
+                format!(
+                    "the embedding of item \"{}\" is {} in dimension {dimension}",
+                    items.value(row),
+                    rows[at]
+                ),
             )
             .hint("look at the stage that made the embeddings"));
         }
@@ -153,7 +166,9 @@ impl Operator for QuantizeRkmeans {
                     batch_rows: self.batch_rows as usize,
                 },
             },
-            buffer: self.init_rows.map_or(Buffer::All, |rows| Buffer::Sampled(rows as usize)),
+            buffer: self
+                .init_rows
+                .map_or(Buffer::All, |rows| Buffer::Sampled(rows as usize)),
             seed: context.random("centres").key(),
             allow_fewer_distinct: self.allow_fewer_items,
         };
@@ -168,15 +183,16 @@ impl Operator for QuantizeRkmeans {
         })?;
         let mut codes: Vec<Vec<u32>> = fit.codes_nc.chunks_exact(levels).map(<[u32]>::to_vec).collect();
         if self.collision_code {
-            let collisions = residual::collision_codes(&fit.codes_nc, levels)
-                .map_err(|error| Error::internal(error.to_string()))?;
+            let collisions =
+                residual::collision_codes(&fit.codes_nc, levels).map_err(|error| Error::internal(error.to_string()))?;
             for (row, code) in codes.iter_mut().zip(&collisions.codes_n) {
                 row.push(*code);
             }
         }
         let width = levels + usize::from(self.collision_code);
         let flat = codes.into_iter().flatten().map(|code| {
-            u16::try_from(code).map_err(|_| Error::data("too-many-collisions", format!("collision code {code} is above 65535")))
+            u16::try_from(code)
+                .map_err(|_| Error::data("too-many-collisions", format!("collision code {code} is above 65535")))
         });
         let flat = UInt16Array::from(flat.collect::<Result<Vec<u16>>>()?);
         let field = Arc::new(Field::new_list_field(DataType::UInt16, false));
@@ -187,11 +203,19 @@ impl Operator for QuantizeRkmeans {
         let reports = &fit.levels;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt32Array::from_iter_values(0..levels as u32)),
-            Arc::new(Float64Array::from_iter_values(reports.iter().map(|report| report.input_mse))),
+            Arc::new(Float64Array::from_iter_values(
+                reports.iter().map(|report| report.input_mse),
+            )),
             Arc::new(Float64Array::from_iter_values(reports.iter().map(|report| report.mse))),
-            Arc::new(UInt32Array::from_iter_values(reports.iter().map(|report| report.iterations as u32))),
-            Arc::new(arrow::array::BooleanArray::from_iter(reports.iter().map(|report| Some(report.converged)))),
-            Arc::new(UInt32Array::from_iter_values(reports.iter().map(|report| report.used as u32))),
+            Arc::new(UInt32Array::from_iter_values(
+                reports.iter().map(|report| report.iterations as u32),
+            )),
+            Arc::new(arrow::array::BooleanArray::from_iter(
+                reports.iter().map(|report| Some(report.converged)),
+            )),
+            Arc::new(UInt32Array::from_iter_values(
+                reports.iter().map(|report| report.used as u32),
+            )),
         ];
         let table = RecordBatch::try_new(Arc::new(Schema::new(level_fields())), columns)?;
         Ok(Tables::out(out).with(LEVELS, Table::new(table)))
@@ -229,8 +253,15 @@ mod tests {
 
     #[test]
     fn colliding_items_get_collision_codes() {
-        let operator = QuantizeRkmeans { num_codebooks: 1, codebook_size: 2, ..Default::default() };
-        let out = harness::run(&operator, &[("input", four())]).unwrap().batch(OUT).unwrap();
+        let operator = QuantizeRkmeans {
+            num_codebooks: 1,
+            codebook_size: 2,
+            ..Default::default()
+        };
+        let out = harness::run(&operator, &[("input", four())])
+            .unwrap()
+            .batch(OUT)
+            .unwrap();
         let (codes, width) = schema::semantic_id_codes(&out).unwrap();
         assert_eq!(width, 2);
         assert_eq!(codes[0], codes[2], "a and b share a cluster");
@@ -240,7 +271,11 @@ mod tests {
 
     #[test]
     fn fewer_items_than_entries_are_an_error() {
-        let operator = QuantizeRkmeans { num_codebooks: 1, codebook_size: 8, ..Default::default() };
+        let operator = QuantizeRkmeans {
+            num_codebooks: 1,
+            codebook_size: 8,
+            ..Default::default()
+        };
         let error = harness::run(&operator, &[("input", four())]).unwrap_err();
         assert_eq!(error.code, "quantize");
         assert!(error.to_string().contains("allow_fewer_items"), "{error}");
@@ -249,7 +284,11 @@ mod tests {
     #[test]
     fn nan_embeddings_name_the_item() {
         let batch = text::parse("item_id embedding:[f32;2]\n a 1,0\n b 0.5,NaN").unwrap();
-        let operator = QuantizeRkmeans { num_codebooks: 1, codebook_size: 2, ..Default::default() };
+        let operator = QuantizeRkmeans {
+            num_codebooks: 1,
+            codebook_size: 2,
+            ..Default::default()
+        };
         let error = harness::run(&operator, &[("input", batch)]).unwrap_err();
         assert!(error.message.contains("item \"b\" is NaN in dimension 1"), "{error}");
     }

@@ -53,7 +53,10 @@ impl Default for TabulateMetrics {
 impl Operator for TabulateMetrics {
     const NAME: &'static str = "tabulate_metrics";
     const VERSION: u32 = 1;
-    const INPUTS: &'static [Input] = &[Input::required(ANY, "metrics of a system (score_ranking); its name names the row")];
+    const INPUTS: &'static [Input] = &[Input::required(
+        ANY,
+        "metrics of a system (score_ranking); its name names the row",
+    )];
 
     fn bind(&self, binding: &Binding) -> Bound {
         for name in binding.inputs() {
@@ -70,7 +73,10 @@ impl Operator for TabulateMetrics {
         }
         let known = ["listed", "expected", "optimistic", "pessimistic"];
         if !known.contains(&self.ties.as_str()) {
-            binding.bad_value("ties", format!("ties is \"{}\", not one of {}", self.ties, known.join(", ")));
+            binding.bad_value(
+                "ties",
+                format!("ties is \"{}\", not one of {}", self.ties, known.join(", ")),
+            );
         }
         Bound::whole().out(Shape::Table(Arc::new(self.schema())))
     }
@@ -103,8 +109,15 @@ impl Operator for TabulateMetrics {
                 }
             }
         }
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from(systems)), Arc::new(StringArray::from(slices))];
-        columns.extend(values.into_iter().map(|column| Arc::new(Float64Array::from(column)) as ArrayRef));
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(systems)),
+            Arc::new(StringArray::from(slices)),
+        ];
+        columns.extend(
+            values
+                .into_iter()
+                .map(|column| Arc::new(Float64Array::from(column)) as ArrayRef),
+        );
         Ok(Tables::out(RecordBatch::try_new(Arc::new(self.schema()), columns)?))
     }
 }
@@ -112,11 +125,17 @@ impl Operator for TabulateMetrics {
 impl TabulateMetrics {
     /// `recall@5, ndcg@5, recall@10, ...`, as papers order them.
     fn columns(&self) -> Vec<(String, u32)> {
-        self.k.iter().flat_map(|k| self.metrics.iter().map(|metric| (metric.clone(), *k))).collect()
+        self.k
+            .iter()
+            .flat_map(|k| self.metrics.iter().map(|metric| (metric.clone(), *k)))
+            .collect()
     }
 
     fn schema(&self) -> Schema {
-        let mut fields = vec![Field::new("system", DataType::Utf8, false), Field::new("slice", DataType::Utf8, false)];
+        let mut fields = vec![
+            Field::new("system", DataType::Utf8, false),
+            Field::new("slice", DataType::Utf8, false),
+        ];
         let column = |(metric, k): (String, u32)| Field::new(format!("{metric}_{k}"), DataType::Float64, true);
         fields.extend(self.columns().into_iter().map(column));
         Schema::new(fields)

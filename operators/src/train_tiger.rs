@@ -156,16 +156,29 @@ impl Operator for TrainTiger {
     const VERSION: u32 = 1;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[
-        Input::required(SEQUENCES, "samples: user_id, sequence and target as codes (tokenize_sequences)"),
-        Input::required(VALID, "valid rows: user_id, sequence, target (split_leave_one_out.valid)"),
+        Input::required(
+            SEQUENCES,
+            "samples: user_id, sequence and target as codes (tokenize_sequences)",
+        ),
+        Input::required(
+            VALID,
+            "valid rows: user_id, sequence, target (split_leave_one_out.valid)",
+        ),
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
     ];
 
     fn bind(&self, binding: &Binding) -> Bound {
-        binding.require(SEQUENCES, &[(USER_ID, DataType::Utf8), (SEQUENCE, schema::list_of(DataType::UInt16))]);
+        binding.require(
+            SEQUENCES,
+            &[(USER_ID, DataType::Utf8), (SEQUENCE, schema::list_of(DataType::UInt16))],
+        );
         binding.require(
             VALID,
-            &[(USER_ID, DataType::Utf8), (SEQUENCE, schema::list_of(DataType::Utf8)), (TARGET, DataType::Utf8)],
+            &[
+                (USER_ID, DataType::Utf8),
+                (SEQUENCE, schema::list_of(DataType::Utf8)),
+                (TARGET, DataType::Utf8),
+            ],
         );
         binding.require(SEMANTIC_IDS, &[(ITEM_ID, DataType::Utf8)]);
         let width = |input: &str, column: &str| {
@@ -213,7 +226,12 @@ impl Operator for TrainTiger {
         let coded = encode_histories(inputs.table(VALID)?, &ids)?;
         let mut histories = Ragged::default();
         let (mut targets, mut users) = (Vec::new(), Vec::new());
-        for (row, target) in coded.targets.iter().enumerate().filter(|(_, target)| !target.is_empty()) {
+        for (row, target) in coded
+            .targets
+            .iter()
+            .enumerate()
+            .filter(|(_, target)| !target.is_empty())
+        {
             histories.push(coded.histories.get(row));
             targets.extend_from_slice(target);
             users.push(user_number(&coded.users[row]));
@@ -258,15 +276,23 @@ impl Operator for TrainTiger {
         let recall = curve.iter().map(|point| point.valid_recall_5);
         let ndcg = curve.iter().map(|point| point.valid_ndcg_5);
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt64Array::from_iter_values(curve.iter().map(|point| point.step as u64))),
-            Arc::new(UInt64Array::from_iter_values(curve.iter().map(|point| point.epoch as u64))),
-            Arc::new(Float64Array::from_iter_values(curve.iter().map(|point| point.train_loss))),
+            Arc::new(UInt64Array::from_iter_values(
+                curve.iter().map(|point| point.step as u64),
+            )),
+            Arc::new(UInt64Array::from_iter_values(
+                curve.iter().map(|point| point.epoch as u64),
+            )),
+            Arc::new(Float64Array::from_iter_values(
+                curve.iter().map(|point| point.train_loss),
+            )),
             Arc::new(Float64Array::from_iter(recall)),
             Arc::new(Float64Array::from_iter(ndcg)),
             Arc::new(Float64Array::from_iter_values(curve.iter().map(|point| point.lr))),
         ];
         let table = RecordBatch::try_new(Arc::new(Schema::new(curve_fields())), columns)?;
-        Ok(Tables::new().with(MODEL, Table::Folder(folder)).with(CURVE, Table::new(table)))
+        Ok(Tables::new()
+            .with(MODEL, Table::Folder(folder))
+            .with(CURVE, Table::new(table)))
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
@@ -357,7 +383,10 @@ impl TrainTiger {
             let sequences = schema::lists(&batch, SEQUENCE)?;
             let codes = sequences.values().as_primitive::<UInt16Type>().values();
             for row in 0..batch.num_rows() {
-                let (start, end) = (sequences.value_offsets()[row] as usize, sequences.value_offsets()[row + 1] as usize);
+                let (start, end) = (
+                    sequences.value_offsets()[row] as usize,
+                    sequences.value_offsets()[row + 1] as usize,
+                );
                 histories.push(&codes[start..end]);
             }
             let target = schema::fixed_lists(&batch, TARGET)?;

@@ -108,7 +108,9 @@ pub(crate) fn fixpoint<'scope>(
             }
             returned.for_each(|capability, parcels| {
                 if let Some(capability) = capability.retain_least(1) {
-                    let round = rounds.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
+                    let round = rounds
+                        .entry(*capability.time())
+                        .or_insert_with(|| (capability, Vec::new()));
                     round.1.append(parcels);
                 }
             });
@@ -248,7 +250,11 @@ impl State {
             }
             // Operators filter, so tags stay sorted.
             let kept = tags(&kept).values().clone();
-            let gone: Vec<bool> = tags(&alive).values().iter().map(|tag| kept.binary_search(tag).is_err()).collect();
+            let gone: Vec<bool> = tags(&alive)
+                .values()
+                .iter()
+                .map(|tag| kept.binary_search(tag).is_err())
+                .collect();
             for (row, tag) in tags(&loaded.keys).values().iter().enumerate() {
                 loaded.alive[row] = loaded.alive[row] && kept.binary_search(tag).is_ok();
             }
@@ -281,11 +287,7 @@ impl State {
         let alive = |tag: &u64| all.binary_search(tag).is_ok_and(|row| loaded.alive[row]);
         let mut batches = Vec::new();
         for batch in buffer.take()? {
-            let mask: BooleanArray = tags(&batch)
-                .values()
-                .iter()
-                .map(|tag| Some(alive(tag)))
-                .collect();
+            let mask: BooleanArray = tags(&batch).values().iter().map(|tag| Some(alive(tag))).collect();
             let left = filter_record_batch(&batch, &mask)?;
             let columns: Vec<usize> = (0..left.num_columns() - 1).collect();
             batches.push(left.project(&columns)?);

@@ -105,13 +105,7 @@ pub(crate) fn forward(shape: &Attention, from: Sources, out: &mut [f32]) {
 ///
 /// # Safety
 /// `into` must point to matrices of the sizes of `from.q` and `from.kv` that nobody else uses meanwhile.
-pub(crate) unsafe fn backward(
-    shape: &Attention,
-    from: Sources,
-    grad: &[f32],
-    into: Sinks,
-    dbias: &mut [f32],
-) {
+pub(crate) unsafe fn backward(shape: &Attention, from: Sources, grad: &[f32], into: Sinks, dbias: &mut [f32]) {
     let sequences = shape.queries.len() - 1;
     let width = shape.heads * shape.key_dim;
     let starts: Vec<usize> = (0..sequences).step_by(TASK).collect();
@@ -181,15 +175,7 @@ fn backward_head(
     let (at_q, at_k) = (head * nq * k_dim, head * nk * k_dim);
     // dv = keptᵀ · go
     let kept_t = View::rows(kept, wide).t();
-    multiply_small(
-        (nk, k_dim, nq),
-        kept_t,
-        go,
-        &mut dv[at_k..],
-        k_dim,
-        false,
-        scratch,
-    );
+    multiply_small((nk, k_dim, nq), kept_t, go, &mut dv[at_k..], k_dim, false, scratch);
     // dscores = p * (dp - sum(p * dp)), dp = dropout(go · vᵀ)
     if grads.len() < nq * wide {
         grads.resize(nq * wide, 0.0);
@@ -198,8 +184,7 @@ fn backward_head(
     let v = head_of(v, shape, nk, head);
     multiply_small((nq, nk, k_dim), go, v.t(), ds, wide, false, scratch);
     drop_out(shape, s, head, ds);
-    ds.chunks_exact_mut(wide)
-        .for_each(|row| row[nk..].fill(0.0));
+    ds.chunks_exact_mut(wide).for_each(|row| row[nk..].fill(0.0));
     softmax_backward(&scores[..nq * wide], ds, wide);
     if !share.is_empty() {
         // sums along the diagonals first: all pairs of one distance share a bucket
@@ -215,24 +200,8 @@ fn backward_head(
     }
     let ds = View::rows(ds, wide);
     let (q, k) = (head_of(q, shape, nq, head), head_of(k, shape, nk, head));
-    multiply_small(
-        (nq, k_dim, nk),
-        ds,
-        k,
-        &mut dq[at_q..],
-        k_dim,
-        false,
-        scratch,
-    );
-    multiply_small(
-        (nk, k_dim, nq),
-        ds.t(),
-        q,
-        &mut dk[at_k..],
-        k_dim,
-        false,
-        scratch,
-    );
+    multiply_small((nq, k_dim, nk), ds, k, &mut dq[at_q..], k_dim, false, scratch);
+    multiply_small((nk, k_dim, nq), ds.t(), q, &mut dk[at_k..], k_dim, false, scratch);
 }
 
 /// Rows of scores are this wide: whole vectors, the numbers beyond the last key are 0.
@@ -268,10 +237,7 @@ fn load_heads(from: &[f32], stride: usize, shape: &Attention, rows: usize, out: 
     let k = shape.key_dim;
     out.resize(rows * shape.heads * k, 0.0);
     for row in 0..rows {
-        for (head, x) in from[row * stride..][..shape.heads * k]
-            .chunks_exact(k)
-            .enumerate()
-        {
+        for (head, x) in from[row * stride..][..shape.heads * k].chunks_exact(k).enumerate() {
             out[(head * rows + row) * k..][..k].copy_from_slice(x);
         }
     }
@@ -281,14 +247,7 @@ fn load_heads(from: &[f32], stride: usize, shape: &Attention, rows: usize, out: 
 ///
 /// # Safety
 /// `to` must hold `rows` rows of H·K numbers at this stride that nobody else uses.
-unsafe fn store_heads(
-    from: &[f32],
-    shape: &Attention,
-    rows: usize,
-    to: *mut f32,
-    stride: usize,
-    add: bool,
-) {
+unsafe fn store_heads(from: &[f32], shape: &Attention, rows: usize, to: *mut f32, stride: usize, add: bool) {
     let k = shape.key_dim;
     for row in 0..rows {
         for head in 0..shape.heads {
@@ -321,14 +280,7 @@ fn bucket_row(shape: &Attention, s: usize, from: &Sources) -> Vec<u32> {
 }
 
 /// Softmax of scores plus bias into `room.scores` [nq, padded(nk)].
-fn probabilities(
-    shape: &Attention,
-    from: Sources,
-    s: usize,
-    head: usize,
-    buckets: &[u32],
-    room: &mut Room,
-) {
+fn probabilities(shape: &Attention, from: Sources, s: usize, head: usize, buckets: &[u32], room: &mut Room) {
     let (nq, nk) = lengths(shape, s);
     let wide = padded(nk);
     if room.scores.len() < nq * wide {
@@ -348,11 +300,7 @@ fn probabilities(
     );
     let line = &mut room.line;
     line.clear();
-    line.extend(
-        buckets
-            .iter()
-            .map(|&b| from.bias[b as usize * shape.heads + head]),
-    );
+    line.extend(buckets.iter().map(|&b| from.bias[b as usize * shape.heads + head]));
     for (i, row) in scores.chunks_exact_mut(wide).enumerate() {
         let end = if shape.causal { i + 1 } else { nk };
         if !line.is_empty() {
@@ -371,11 +319,7 @@ fn drop_out(shape: &Attention, s: usize, head: usize, values: &mut [f32]) {
 }
 
 /// Output rows cut at the tasks' borders: (first sequence, its rows).
-fn split_rows<'a>(
-    mut out: &'a mut [f32],
-    shape: &Attention,
-    width: usize,
-) -> Vec<(usize, &'a mut [f32])> {
+fn split_rows<'a>(mut out: &'a mut [f32], shape: &Attention, width: usize) -> Vec<(usize, &'a mut [f32])> {
     let sequences = shape.queries.len() - 1;
     let mut tasks = Vec::with_capacity(sequences.div_ceil(TASK));
     for first in (0..sequences).step_by(TASK) {
@@ -404,21 +348,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     let r = x - n * LN_2_HIGH;
     let r = r + n * LN_2_REST;
     let mut p = 1.987_569_1e-4;
-    for c in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
     }
     let p = p * r * r + r + 1.0;
-    let power = (shifted
-        .to_bits()
-        .wrapping_sub(0x4b40_0000)
-        .wrapping_add(127))
-        << 23;
+    let power = (shifted.to_bits().wrapping_sub(0x4b40_0000).wrapping_add(127)) << 23;
     let y = p * f32::from_bits(power);
     if zero { 0.0 } else { y }
 }
@@ -491,10 +425,7 @@ mod tests {
         for i in -8000..200 {
             let x = i as f32 / 100.0;
             let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (got / want - 1.0).abs() < 4e-7,
-                "exp({x}) = {got}, not {want}"
-            );
+            assert!((got / want - 1.0).abs() < 4e-7, "exp({x}) = {got}, not {want}");
         }
     }
 }

@@ -30,8 +30,7 @@ impl RelativeBuckets {
             return first + distance;
         }
         // in f32, as the reference does it: distances at a boundary must fall on the same side
-        let ratio = (distance as f32 / exact as f32).ln()
-            / (self.max_distance as f64 / exact as f64).ln() as f32;
+        let ratio = (distance as f32 / exact as f32).ln() / (self.max_distance as f64 / exact as f64).ln() as f32;
         let step = (ratio * (buckets - exact) as f32) as usize;
         first + (exact + step).min(buckets - 1)
     }
@@ -63,15 +62,11 @@ mod tests {
         };
         assert_eq!(
             of(true),
-            [
-                15, 15, 14, 12, 10, 8, 8, 7, 1, 0, 17, 23, 24, 24, 26, 28, 30, 31, 31
-            ]
+            [15, 15, 14, 12, 10, 8, 8, 7, 1, 0, 17, 23, 24, 24, 26, 28, 30, 31, 31]
         );
         assert_eq!(
             of(false),
-            [
-                31, 31, 26, 21, 16, 10, 8, 7, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-            ]
+            [31, 31, 26, 21, 16, 10, 8, 7, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         );
     }
 }

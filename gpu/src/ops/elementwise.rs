@@ -12,13 +12,7 @@ impl Dropout {
     /// Multiplies `values`, which start at element `first` of the matrix, by the mask.
     pub(crate) fn apply(self, first: usize, values: &mut [f32]) {
         if self.probability > 0.0 {
-            apply_mask(
-                self.key.halves(),
-                self.threshold(),
-                self.scale(),
-                first as u32,
-                values,
-            );
+            apply_mask(self.key.halves(), self.threshold(), self.scale(), first as u32, values);
         }
     }
 

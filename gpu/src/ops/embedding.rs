@@ -30,12 +30,9 @@ pub(crate) fn scatter_add_rows(grad: &[f32], columns: usize, rows: &[u32], table
         order[next[row as usize] as usize] = t as u32;
         next[row as usize] += 1;
     }
-    table
-        .par_chunks_mut(columns)
-        .enumerate()
-        .for_each(|(row, out)| {
-            for &t in &order[starts[row] as usize..starts[row + 1] as usize] {
-                add_to(out, &grad[t as usize * columns..][..columns]);
-            }
-        });
+    table.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+        for &t in &order[starts[row] as usize..starts[row + 1] as usize] {
+            add_to(out, &grad[t as usize * columns..][..columns]);
+        }
+    });
 }

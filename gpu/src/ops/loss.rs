@@ -15,13 +15,7 @@ pub(crate) fn cross_entropy_mean(logits: &[f32], columns: usize, codes: &[u32]) 
 }
 
 /// `dlogits = grad / B * (softmax - onehot)`.
-pub(crate) fn cross_entropy_backward(
-    logits: &[f32],
-    columns: usize,
-    codes: &[u32],
-    grad: f32,
-    out: &mut [f32],
-) {
+pub(crate) fn cross_entropy_backward(logits: &[f32], columns: usize, codes: &[u32], grad: f32, out: &mut [f32]) {
     let scale = grad / codes.len() as f32;
     out.par_chunks_mut(columns)
         .zip(logits.par_chunks(columns).zip(codes))

@@ -266,14 +266,7 @@ fn pack_panel(b: View, k: usize, n: usize, panel: usize, width: usize, out: &mut
 }
 
 /// Transposes whole 16 x 16 blocks of contiguous columns; says how many depths and columns are done.
-fn transpose_blocks(
-    b: View,
-    k: usize,
-    first: usize,
-    count: usize,
-    width: usize,
-    out: &mut [f32],
-) -> (usize, usize) {
+fn transpose_blocks(b: View, k: usize, first: usize, count: usize, width: usize, out: &mut [f32]) -> (usize, usize) {
     #[cfg(target_arch = "x86_64")]
     if isa() == Isa::Avx512 && width.is_multiple_of(16) {
         let done = (k / 16 * 16, count / 16 * 16);
@@ -380,9 +373,7 @@ mod tests {
     use crate::random::Key;
 
     fn numbers(seed: u64, n: usize) -> Vec<f32> {
-        (0..n as u64)
-            .map(|i| Key::new(seed).normal(i) as f32)
-            .collect()
+        (0..n as u64).map(|i| Key::new(seed).normal(i) as f32).collect()
     }
 
     fn slow(m: usize, n: usize, k: usize, a: View, b: View) -> Vec<f64> {

@@ -124,32 +124,17 @@ pub trait Graph {
     ///
     /// # Errors
     /// If the shapes differ.
-    fn residual(
-        &mut self,
-        x_td: &Self::Node,
-        y_td: &Self::Node,
-        dropout: Dropout,
-    ) -> Result<Self::Node>;
+    fn residual(&mut self, x_td: &Self::Node, y_td: &Self::Node, dropout: Dropout) -> Result<Self::Node>;
     /// Self-attention without scaling (T5): `qkv` is [T, 3·H·K], `bias` the [32, H] table; the result is [T, H·K].
     ///
     /// # Errors
     /// If the shapes do not fit.
-    fn self_attention(
-        &mut self,
-        qkv: &Self::Node,
-        bias: Option<&Self::Node>,
-        shape: &Attention,
-    ) -> Result<Self::Node>;
+    fn self_attention(&mut self, qkv: &Self::Node, bias: Option<&Self::Node>, shape: &Attention) -> Result<Self::Node>;
     /// Cross-attention without scaling or bias: `q` is [Tq, H·K], `kv` is [Tk, 2·H·K].
     ///
     /// # Errors
     /// If the shapes do not fit.
-    fn cross_attention(
-        &mut self,
-        q: &Self::Node,
-        kv: &Self::Node,
-        shape: &Attention,
-    ) -> Result<Self::Node>;
+    fn cross_attention(&mut self, q: &Self::Node, kv: &Self::Node, shape: &Attention) -> Result<Self::Node>;
     /// Mean cross-entropy of `logits_BV` against one code per row: [1, 1].
     ///
     /// # Errors

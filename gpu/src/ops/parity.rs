@@ -24,18 +24,13 @@ macro_rules! check {
             if (rows, columns) == (1, 1) {
                 return Ok((y.clone(), y));
             }
-            let codes: Vec<u32> = (0..rows as u32)
-                .map(|r| (r * 7 + 3) % columns as u32)
-                .collect();
+            let codes: Vec<u32> = (0..rows as u32).map(|r| (r * 7 + 3) % columns as u32).collect();
             let loss = $g.cross_entropy(&y, codes.into())?;
             Ok((y, loss))
         }
         let weights = $weights;
         let fast = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut workspace = Workspace::default();
                 let mut tape = Tape::new(&weights, &mut workspace);
@@ -148,11 +143,7 @@ fn self_attention_with_bias() {
     check!(weights(&[("qkv", 54, 63), ("bias", 32, 3)]), |g| {
         let (qkv, bias) = (g.weight("qkv")?, g.weight("bias")?);
         let offsets = [0, 1, 8, 21, 54];
-        g.self_attention(
-            &qkv,
-            Some(&bias),
-            &attention(&offsets, &offsets, false, 0.0),
-        )?
+        g.self_attention(&qkv, Some(&bias), &attention(&offsets, &offsets, false, 0.0))?
     });
     check!(weights(&[("qkv", 54, 63), ("bias", 32, 3)]), |g| {
         let (qkv, bias) = (g.weight("qkv")?, g.weight("bias")?);
@@ -165,11 +156,7 @@ fn self_attention_with_bias() {
 fn cross_attention() {
     check!(weights(&[("q", 12, 21), ("kv", 54, 42)]), |g| {
         let (q, kv) = (g.weight("q")?, g.weight("kv")?);
-        g.cross_attention(
-            &q,
-            &kv,
-            &attention(&[0, 4, 5, 8, 12], &[0, 1, 8, 21, 54], false, 0.25),
-        )?
+        g.cross_attention(&q, &kv, &attention(&[0, 4, 5, 8, 12], &[0, 1, 8, 21, 54], false, 0.25))?
     });
 }
 
@@ -191,10 +178,7 @@ fn misuse_is_an_error() {
         .linear(&x, &w, None, false, Dropout::off())
         .unwrap_err()
         .to_string();
-    assert_eq!(
-        text,
-        "shape mismatch in linear: expected (5, 7), got (5, 6)"
-    );
+    assert_eq!(text, "shape mismatch in linear: expected (5, 7), got (5, 6)");
     assert!(tape.gather(&x, vec![13].into()).is_err());
     assert!(tape.cross_entropy(&x, vec![7; 13].into()).is_err());
     assert!(tape.weight("y").is_err());

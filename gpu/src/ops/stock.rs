@@ -37,9 +37,7 @@ impl Stock {
             stock.index.insert(t.name.clone(), stock.names.len());
             stock.names.push(t.name.clone());
             stock.shapes.push(t.shape.clone());
-            stock
-                .variables
-                .push(Var::from_slice(&t.data, t.matrix(), device)?);
+            stock.variables.push(Var::from_slice(&t.data, t.matrix(), device)?);
         }
         Ok(stock)
     }
@@ -72,11 +70,7 @@ impl Stock {
     /// [`Error::Candle`].
     pub fn backward(&self, loss: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut gradients = loss.backward()?;
-        Ok(self
-            .variables
-            .iter()
-            .map(|v| gradients.remove(v.as_tensor()))
-            .collect())
+        Ok(self.variables.iter().map(|v| gradients.remove(v.as_tensor())).collect())
     }
 
     fn indices(&self, values: Vec<u32>) -> Result<Tensor> {
@@ -98,8 +92,7 @@ impl Stock {
     ) -> Result<Tensor> {
         check_offsets(shape, q.dim(0)?, k.dim(0)?)?;
         let (b, h) = (shape.queries.len() - 1, shape.heads);
-        let longest =
-            |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        let longest = |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let (lq, lk) = (longest(&shape.queries), longest(&shape.keys));
         let pad = |x: &Tensor, offsets: &[usize], l: usize| -> Result<Tensor> {
             let mut rows = Vec::with_capacity(b * l);
@@ -107,18 +100,14 @@ impl Stock {
                 rows.extend((0..l).map(|i| (w[0] + i).min(w[1] - 1) as u32));
             }
             let x = x.contiguous()?.index_select(&self.indices(rows)?, 0)?;
-            Ok(x.reshape((b, l, h, shape.key_dim))?
-                .transpose(1, 2)?
-                .contiguous()?) // [B, H, L, K]
+            Ok(x.reshape((b, l, h, shape.key_dim))?.transpose(1, 2)?.contiguous()?) // [B, H, L, K]
         };
         let q = pad(q, &shape.queries, lq)?;
         let (k, v) = (pad(k, &shape.keys, lk)?, pad(v, &shape.keys, lk)?);
         let mut scores = q.matmul(&k.t()?.contiguous()?)?; // [B, H, Lq, Lk]
         if let Some(bias) = bias {
             let table = shape.buckets.table(lq, lk);
-            let rows = (0..lq * lk)
-                .map(|x| table[x % lk + lq - 1 - x / lk])
-                .collect();
+            let rows = (0..lq * lk).map(|x| table[x % lk + lq - 1 - x / lk]).collect();
             let bias = bias.index_select(&self.indices(rows)?, 0)?; // [Lq·Lk, H]
             let bias = bias.t()?.contiguous()?.reshape((1, h, lq, lk))?;
             scores = scores.broadcast_add(&bias)?;
@@ -168,9 +157,7 @@ impl Stock {
 }
 
 fn softmax(x: &Tensor) -> Result<Tensor> {
-    let x = x
-        .broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?
-        .exp()?;
+    let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
     Ok(x.broadcast_div(&x.sum_keepdim(D::Minus1)?)?)
 }
 
@@ -205,14 +192,7 @@ impl Graph for Stock {
         Ok(table.index_select(&self.indices(rows.to_vec())?, 0)?)
     }
 
-    fn linear(
-        &mut self,
-        x: &Tensor,
-        w: &Tensor,
-        b: Option<&Tensor>,
-        relu: bool,
-        dropout: Dropout,
-    ) -> Result<Tensor> {
+    fn linear(&mut self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, relu: bool, dropout: Dropout) -> Result<Tensor> {
         expect("linear", (w.dim(0)?, x.dim(1)?), w)?;
         let mut y = x.matmul(&w.t()?)?;
         if let Some(b) = b {
@@ -245,12 +225,7 @@ impl Graph for Stock {
         Ok((x + self.dropout(y, dropout)?)?)
     }
 
-    fn self_attention(
-        &mut self,
-        qkv: &Tensor,
-        bias: Option<&Tensor>,
-        shape: &Attention,
-    ) -> Result<Tensor> {
+    fn self_attention(&mut self, qkv: &Tensor, bias: Option<&Tensor>, shape: &Attention) -> Result<Tensor> {
         let w = shape.heads * shape.key_dim;
         expect("self_attention", (qkv.dim(0)?, 3 * w), qkv)?;
         let part = |i: usize| qkv.narrow(1, i * w, w);

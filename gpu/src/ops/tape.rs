@@ -152,11 +152,7 @@ impl<'a> Tape<'a> {
             q_row: self.nodes[q].columns,
             kv: self.value(kv),
             kv_row: self.nodes[kv].columns,
-            k_column: if q == kv {
-                shape.heads * shape.key_dim
-            } else {
-                0
-            },
+            k_column: if q == kv { shape.heads * shape.key_dim } else { 0 },
             bias: bias.map_or(&[], |b| self.value(b)),
         }
     }
@@ -192,23 +188,13 @@ impl<'a> Tape<'a> {
         }
     }
 
-    fn attend(
-        &mut self,
-        q: TapeNode,
-        kv: TapeNode,
-        bias: Option<&TapeNode>,
-        shape: &Attention,
-    ) -> Result<TapeNode> {
+    fn attend(&mut self, q: TapeNode, kv: TapeNode, bias: Option<&TapeNode>, shape: &Attention) -> Result<TapeNode> {
         check_offsets(shape, self.nodes[q.0].rows, self.nodes[kv.0].rows)?;
         let width = shape.heads * shape.key_dim;
         let rows = self.nodes[q.0].rows;
         let mut out = self.workspace.take(rows * width);
         let bias = bias.map(|b| b.0);
-        attention::forward(
-            shape,
-            self.sources(q.0, kv.0, bias, shape),
-            &mut out[..rows * width],
-        );
+        attention::forward(shape, self.sources(q.0, kv.0, bias, shape), &mut out[..rows * width]);
         let op = Op::Attention {
             q: q.0,
             kv: kv.0,
@@ -248,33 +234,15 @@ impl Graph for Tape<'_> {
             out[at..at + value.len()].copy_from_slice(value);
             at += value.len();
         }
-        Ok(self.push(
-            rows,
-            columns,
-            out,
-            Op::Stack(parts.iter().map(|p| p.0).collect()),
-        ))
+        Ok(self.push(rows, columns, out, Op::Stack(parts.iter().map(|p| p.0).collect())))
     }
 
     fn gather(&mut self, table: &TapeNode, rows: Arc<[u32]>) -> Result<TapeNode> {
         let (n, columns) = self.shape(table);
         check_below("gather", &rows, n)?;
         let mut out = self.workspace.take(rows.len() * columns);
-        embedding::gather_rows(
-            self.value(table.0),
-            columns,
-            &rows,
-            &mut out[..rows.len() * columns],
-        );
-        Ok(self.push(
-            rows.len(),
-            columns,
-            out,
-            Op::Gather {
-                table: table.0,
-                rows,
-            },
-        ))
+        embedding::gather_rows(self.value(table.0), columns, &rows, &mut out[..rows.len() * columns]);
+        Ok(self.push(rows.len(), columns, out, Op::Gather { table: table.0, rows }))
     }
 
     fn linear(
@@ -293,10 +261,7 @@ impl Graph for Tape<'_> {
         let mut out = self.workspace.take(t * o);
         let mut scratch = std::mem::take(&mut self.workspace.scratch);
         let bias = b.map_or(&[][..], |b| self.value(b.0));
-        let (x_ti, w_oi) = (
-            View::rows(self.value(x.0), n),
-            View::rows(self.value(w.0), n),
-        );
+        let (x_ti, w_oi) = (View::rows(self.value(x.0), n), View::rows(self.value(w.0), n));
         multiply(
             (t, o, n),
             x_ti,
@@ -324,22 +289,8 @@ impl Graph for Tape<'_> {
         let (rows, columns) = self.shape(x);
         self.expect("rms_norm", *w, (1, columns))?;
         let mut out = self.workspace.take(rows * columns);
-        norm::rms_norm_rows(
-            self.value(x.0),
-            self.value(w.0),
-            eps,
-            &mut out[..rows * columns],
-        );
-        Ok(self.push(
-            rows,
-            columns,
-            out,
-            Op::RmsNorm {
-                x: x.0,
-                w: w.0,
-                eps,
-            },
-        ))
+        norm::rms_norm_rows(self.value(x.0), self.value(w.0), eps, &mut out[..rows * columns]);
+        Ok(self.push(rows, columns, out, Op::RmsNorm { x: x.0, w: w.0, eps }))
     }
 
     fn dropout(&mut self, x: &TapeNode, dropout: Dropout) -> Result<TapeNode> {
@@ -370,12 +321,7 @@ impl Graph for Tape<'_> {
         ))
     }
 
-    fn self_attention(
-        &mut self,
-        qkv: &TapeNode,
-        bias: Option<&TapeNode>,
-        shape: &Attention,
-    ) -> Result<TapeNode> {
+    fn self_attention(&mut self, qkv: &TapeNode, bias: Option<&TapeNode>, shape: &Attention) -> Result<TapeNode> {
         let width = shape.heads * shape.key_dim;
         self.expect("self_attention", *qkv, (self.nodes[qkv.0].rows, 3 * width))?;
         if let Some(bias) = bias {
@@ -384,12 +330,7 @@ impl Graph for Tape<'_> {
         self.attend(*qkv, *qkv, bias, shape)
     }
 
-    fn cross_attention(
-        &mut self,
-        q: &TapeNode,
-        kv: &TapeNode,
-        shape: &Attention,
-    ) -> Result<TapeNode> {
+    fn cross_attention(&mut self, q: &TapeNode, kv: &TapeNode, shape: &Attention) -> Result<TapeNode> {
         let width = shape.heads * shape.key_dim;
         self.expect("cross_attention", *q, (self.nodes[q.0].rows, width))?;
         self.expect("cross_attention", *kv, (self.nodes[kv.0].rows, 2 * width))?;
@@ -415,12 +356,7 @@ impl Graph for Tape<'_> {
             self.expect("sum", part, (rows, columns))?;
             elementwise::add_rows(&mut out[..rows * columns], self.value(part.0));
         }
-        Ok(self.push(
-            rows,
-            columns,
-            out,
-            Op::Sum(parts.iter().map(|p| p.0).collect()),
-        ))
+        Ok(self.push(rows, columns, out, Op::Sum(parts.iter().map(|p| p.0).collect())))
     }
 
     fn shape(&self, node: &TapeNode) -> (usize, usize) {
@@ -435,19 +371,14 @@ impl Graph for Tape<'_> {
 /// Every index is below `bound`.
 pub(super) fn check_below(op: &str, indices: &[u32], bound: usize) -> Result<()> {
     match indices.iter().find(|&&i| i as usize >= bound) {
-        Some(i) => Err(Error::InvalidData(format!(
-            "{op}: index {i} is not below {bound}"
-        ))),
+        Some(i) => Err(Error::InvalidData(format!("{op}: index {i} is not below {bound}"))),
         None => Ok(()),
     }
 }
 
 /// Offsets rise from 0 to the number of rows, no sequence is empty, causal attention is square.
 pub(super) fn check_offsets(shape: &Attention, queries: usize, keys: usize) -> Result<()> {
-    for (name, offsets, rows) in [
-        ("query", &shape.queries, queries),
-        ("key", &shape.keys, keys),
-    ] {
+    for (name, offsets, rows) in [("query", &shape.queries, queries), ("key", &shape.keys, keys)] {
         let rising = offsets.windows(2).all(|pair| pair[0] < pair[1]);
         if !rising || offsets.first() != Some(&0) || offsets.last() != Some(&rows) {
             return Err(Error::shape(
@@ -458,11 +389,7 @@ pub(super) fn check_offsets(shape: &Attention, queries: usize, keys: usize) -> R
         }
     }
     if shape.queries.len() != shape.keys.len() || (shape.causal && shape.queries != shape.keys) {
-        return Err(Error::shape(
-            "attention",
-            shape.queries.len(),
-            shape.keys.len(),
-        ));
+        return Err(Error::shape("attention", shape.queries.len(), shape.keys.len()));
     }
     Ok(())
 }

@@ -28,11 +28,7 @@ impl TigerConfig {
         }
         for part in ["encoder", "decoder"] {
             let bias = Init::Normal(root(d));
-            add(
-                format!("{part}.bias"),
-                &[self.relative_buckets, self.heads],
-                bias,
-            );
+            add(format!("{part}.bias"), &[self.relative_buckets, self.heads], bias);
             for layer in 0..self.layers {
                 let block = format!("{part}.{layer}");
                 let (q, kv) = (root(d * self.d_kv), root(d));
@@ -45,11 +41,7 @@ impl TigerConfig {
                 if part == "decoder" {
                     add(format!("{block}.cross.norm"), &[d], ones);
                     add(format!("{block}.cross.q"), &[width, d], Init::Normal(q));
-                    add(
-                        format!("{block}.cross.kv"),
-                        &[2 * width, d],
-                        Init::Normal(kv),
-                    );
+                    add(format!("{block}.cross.kv"), &[2 * width, d], Init::Normal(kv));
                     add(format!("{block}.cross.out"), &[d, width], out);
                 }
                 add(format!("{block}.feed_forward.norm"), &[d], ones);
@@ -215,11 +207,7 @@ mod tests {
                     };
                     config.parameters_by_part().total()
                 };
-                format!(
-                    "{name} {} {}",
-                    count(FeedForward::Grid),
-                    count(FeedForward::T5)
-                )
+                format!("{name} {} {}", count(FeedForward::Grid), count(FeedForward::T5))
             })
             .collect();
         assert_eq!(
@@ -270,8 +258,6 @@ mod tests {
         let text = Weights::load(folder.path(), &other.declarations())
             .unwrap_err()
             .to_string();
-        assert!(text.starts_with(
-            "shape mismatch in encoder.0.feed_forward.1: expected [8, 8], got [16, 8]"
-        ));
+        assert!(text.starts_with("shape mismatch in encoder.0.feed_forward.1: expected [8, 8], got [16, 8]"));
     }
 }

@@ -69,12 +69,7 @@ pub(super) fn save(folder: &Path, identity: &str, run: &Run, engine: &Engine) ->
 }
 
 /// Brings run and engine to a saved state; says how many steps are done, or nothing if there is no checkpoint.
-pub(super) fn load(
-    folder: &Path,
-    identity: &str,
-    run: &mut Run,
-    engine: &mut Engine,
-) -> Result<Option<usize>> {
+pub(super) fn load(folder: &Path, identity: &str, run: &mut Run, engine: &mut Engine) -> Result<Option<usize>> {
     let path = folder.join(FILE);
     let Engine::Fast { model, adam, .. } = engine else {
         return Ok(None);

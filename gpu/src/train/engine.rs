@@ -52,11 +52,7 @@ impl Engine {
         clip_norm: Option<f32>,
     ) -> Result<f32> {
         match self {
-            Engine::Fast {
-                model,
-                workspace,
-                adam,
-            } => {
+            Engine::Fast { model, workspace, adam } => {
                 let mut tape = Tape::new(model.weights(), workspace);
                 let node = loss(&mut tape, model.config(), histories, targets, noise)?;
                 let value = tape.values(&node)?[0];
@@ -67,11 +63,7 @@ impl Engine {
                 }
                 Ok(value)
             }
-            Engine::Stock {
-                config,
-                stock,
-                adam,
-            } => {
+            Engine::Stock { config, stock, adam } => {
                 let node = loss(&mut **stock, config, histories, targets, noise)?;
                 let value = stock.values(&node)?[0];
                 if value.is_finite() {
@@ -102,15 +94,12 @@ impl Engine {
         let (mut recall, mut ndcg) = (0.0, 0.0);
         let (mut users_done, total) = (0, rows.len());
         for rows in rows.chunks(EVALUATION_USERS) {
-            let histories: Vec<&[u16]> =
-                rows.iter().map(|&i| samples.history(i as usize)).collect();
+            let histories: Vec<&[u16]> = rows.iter().map(|&i| samples.history(i as usize)).collect();
             let users = samples.users_of(rows);
             let users = users.as_deref();
             let trie = validation.trie;
             let found = match self {
-                Engine::Fast { model, .. } => {
-                    beam_search(model, trie, &histories, users, &options)?
-                }
+                Engine::Fast { model, .. } => beam_search(model, trie, &histories, users, &options)?,
                 Engine::Stock { config, stock, .. } => {
                     beam_search_on(stock, config, trie, &histories, users, &options)?
                 }
@@ -142,18 +131,10 @@ impl Engine {
 }
 
 /// Histories and targets of one batch.
-pub(super) fn pack(
-    config: &TigerConfig,
-    samples: &Samples,
-    rows: &[u32],
-) -> Result<(Histories, Vec<u16>)> {
+pub(super) fn pack(config: &TigerConfig, samples: &Samples, rows: &[u32]) -> Result<(Histories, Vec<u16>)> {
     let users = samples.users_of(rows);
     let histories = rows.iter().map(|&i| samples.history(i as usize));
     let histories = config.histories(histories, users.as_deref())?;
-    let targets = rows
-        .iter()
-        .flat_map(|&i| samples.target(i as usize))
-        .copied()
-        .collect();
+    let targets = rows.iter().flat_map(|&i| samples.target(i as usize)).copied().collect();
     Ok((histories, targets))
 }

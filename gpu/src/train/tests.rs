@@ -59,10 +59,7 @@ fn learns_a_ring_and_stops_early() {
         beam_width: 5,
     };
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             train_tiger(
                 &config,
@@ -77,22 +74,10 @@ fn learns_a_ring_and_stops_early() {
     };
     let trained = run(1).unwrap();
     let last = trained.curve.last().unwrap();
-    assert!(
-        last.train_loss < 0.9 && last.valid_ndcg_5.unwrap() > 0.95,
-        "{last:?}"
-    );
+    assert!(last.train_loss < 0.9 && last.valid_ndcg_5.unwrap() > 0.95, "{last:?}");
     assert_eq!(last.valid_recall_5, Some(1.0));
-    let best = trained
-        .curve
-        .iter()
-        .find(|p| p.step == trained.best_step)
-        .unwrap();
-    assert!(
-        trained
-            .curve
-            .iter()
-            .all(|p| p.valid_recall_5 <= best.valid_recall_5)
-    );
+    let best = trained.curve.iter().find(|p| p.step == trained.best_step).unwrap();
+    assert!(trained.curve.iter().all(|p| p.valid_recall_5 <= best.valid_recall_5));
     assert_eq!(run(3).unwrap().model, trained.model);
 }
 
@@ -105,18 +90,8 @@ fn a_killed_run_goes_on_and_ends_the_same() {
         users: Some(50),
         beam_width: 5,
     };
-    let train = |options: &TrainOptions,
-                 folder,
-                 on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
-        train_tiger(
-            &config,
-            options,
-            &Device::Cpu,
-            &samples,
-            Some(valid),
-            folder,
-            on_event,
-        )
+    let train = |options: &TrainOptions, folder, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
+        train_tiger(&config, options, &Device::Cpu, &samples, Some(valid), folder, on_event)
     };
     let options = TrainOptions {
         max_steps: Some(70),
@@ -139,10 +114,7 @@ fn a_killed_run_goes_on_and_ends_the_same() {
         assert_eq!(trained.model, whole.model);
         assert_eq!(trained.best_step, whole.best_step);
         let plain = |curve: &[CurvePoint]| -> Vec<CurvePoint> {
-            curve
-                .iter()
-                .map(|p| CurvePoint { seconds: 0.0, ..*p })
-                .collect()
+            curve.iter().map(|p| CurvePoint { seconds: 0.0, ..*p }).collect()
         };
         assert_eq!(plain(&trained.curve), plain(&whole.curve));
     }
@@ -155,26 +127,15 @@ fn a_killed_run_goes_on_and_ends_the_same() {
     .unwrap();
     assert_eq!(steps, 0);
     let other = TrainOptions { lr: 0.5, ..options };
-    let text = train(&other, Some(folder.path()), &mut go_on)
-        .unwrap_err()
-        .to_string();
+    let text = train(&other, Some(folder.path()), &mut go_on).unwrap_err().to_string();
     assert!(text.contains("another config"), "{text}");
 }
 
 #[test]
 fn interruption_divergence_and_bad_options_are_errors() {
     let (config, samples, _) = ring(100);
-    let train = |options: &TrainOptions,
-                 on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
-        train_tiger(
-            &config,
-            options,
-            &Device::Cpu,
-            &samples,
-            None,
-            None,
-            on_event,
-        )
+    let train = |options: &TrainOptions, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
+        train_tiger(&config, options, &Device::Cpu, &samples, None, None, on_event)
     };
     let mut steps = 0;
     let result = train(&options(), &mut |event| {
@@ -240,9 +201,7 @@ fn engines_train_alike() {
         let (histories, targets) = pack(&config, &samples, &rows).unwrap();
         let mut losses = [&mut fast, &mut slow].map(|engine| {
             let mut noise = Noise::new(0.2, Key::new(step.into()));
-            engine
-                .step(&histories, &targets, &mut noise, 1e-2, Some(1.0))
-                .unwrap()
+            engine.step(&histories, &targets, &mut noise, 1e-2, Some(1.0)).unwrap()
         });
         losses.sort_by(f32::total_cmp);
         assert!(losses[1] / losses[0] < 1.0 + 1e-4, "{losses:?}");

@@ -23,10 +23,7 @@ impl Tape<'_> {
                     at += length;
                 }
             }
-            Op::Gather {
-                table,
-                rows: indices,
-            } => {
+            Op::Gather { table, rows: indices } => {
                 let (mut sink, fresh) = self.sink(table);
                 let length = self.length(table);
                 if fresh {
@@ -35,13 +32,7 @@ impl Tape<'_> {
                 embedding::scatter_add_rows(&grad[..n], columns, &indices, &mut sink[..length]);
                 self.put(table, sink);
             }
-            Op::Linear {
-                x,
-                w,
-                b,
-                relu,
-                dropout,
-            } => {
+            Op::Linear { x, w, b, relu, dropout } => {
                 self.linear_back(i, &mut grad[..n], (x, w, b), relu, dropout);
             }
             Op::RmsNorm { x, w, eps } => {
@@ -51,13 +42,7 @@ impl Tape<'_> {
                 }
                 let (mut dx, fresh) = self.sink(x);
                 let input = (&self.value(x)[..n], self.value(w), eps);
-                norm::rms_norm_backward(
-                    input,
-                    &grad[..n],
-                    &mut dx[..n],
-                    !fresh,
-                    &mut dw[..columns],
-                );
+                norm::rms_norm_backward(input, &grad[..n], &mut dx[..n], !fresh, &mut dw[..columns]);
                 self.put(x, dx);
                 self.put(w, dw);
             }
@@ -105,11 +90,7 @@ impl Tape<'_> {
         relu: bool,
         dropout: Dropout,
     ) {
-        let (t, o, n) = (
-            self.nodes[x].rows,
-            self.nodes[w].rows,
-            self.nodes[x].columns,
-        );
+        let (t, o, n) = (self.nodes[x].rows, self.nodes[w].rows, self.nodes[x].columns);
         if relu {
             let result = &self.nodes[i].value[..t * o];
             let task = elementwise::TASK;
@@ -130,50 +111,22 @@ impl Tape<'_> {
         let mut scratch = std::mem::take(&mut self.workspace.scratch);
         let (mut dw, fresh) = self.sink(w);
         let (g_to, x_ti) = (View::rows(grad, o), View::rows(&self.value(x)[..t * n], n));
-        multiply_long(
-            (o, n, t),
-            g_to.t(),
-            x_ti,
-            &mut dw[..o * n],
-            !fresh,
-            &mut scratch,
-        );
+        multiply_long((o, n, t), g_to.t(), x_ti, &mut dw[..o * n], !fresh, &mut scratch);
         self.put(w, dw);
         let (mut dx, fresh) = self.sink(x);
         let w_oi = View::rows(self.value(w), n);
-        multiply(
-            (t, n, o),
-            g_to,
-            w_oi,
-            &mut dx[..t * n],
-            !fresh,
-            &mut scratch,
-            |_, _| (),
-        );
+        multiply((t, n, o), g_to, w_oi, &mut dx[..t * n], !fresh, &mut scratch, |_, _| ());
         self.put(x, dx);
         self.workspace.scratch = scratch;
     }
 
-    fn attention_back(
-        &mut self,
-        grad: &[f32],
-        (q, kv, bias): (usize, usize, Option<usize>),
-        shape: &Attention,
-    ) {
+    fn attention_back(&mut self, grad: &[f32], (q, kv, bias): (usize, usize, Option<usize>), shape: &Attention) {
         let (mut dq, fresh_q) = self.sink(q);
-        let (mut dkv, fresh_kv) = if q == kv {
-            (Vec::new(), fresh_q)
-        } else {
-            self.sink(kv)
-        };
+        let (mut dkv, fresh_kv) = if q == kv { (Vec::new(), fresh_q) } else { self.sink(kv) };
         let mut dbias = vec![0.0; bias.map_or(0, |b| self.length(b))];
         let into = Sinks {
             dq: dq.as_mut_ptr(),
-            dkv: if q == kv {
-                dq.as_mut_ptr()
-            } else {
-                dkv.as_mut_ptr()
-            },
+            dkv: if q == kv { dq.as_mut_ptr() } else { dkv.as_mut_ptr() },
             add_q: !fresh_q,
             add_kv: !fresh_kv,
         };
