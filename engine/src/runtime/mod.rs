@@ -19,6 +19,8 @@ mod parcel;
 mod rows;
 mod source;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod whole;
 mod writer;
 
