@@ -2,22 +2,19 @@
 
 use sluice_engine::Error;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::operator::Entry;
+use sluice_engine::operator::{Entry, Registry};
 
-use crate::arguments;
+use crate::{arguments, schema};
 
 /// `sluice ops [OPERATOR]`.
 pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     let registry = sluice_operators::registry();
+    if command.json_schema {
+        print!("{}", schema::text(&registry)?);
+        return Ok(());
+    }
     let Some(name) = &command.operator else {
-        let width = registry.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
-        for entry in registry.iter() {
-            println!(
-                "{:width$}  {}",
-                entry.name,
-                entry.about.lines().next().unwrap_or_default()
-            );
-        }
+        print!("{}", list(&registry));
         println!("\n\"sluice ops OPERATOR\" prints the reference of one");
         return Ok(());
     };
@@ -33,6 +30,16 @@ pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
         print!("{}", reference(entry));
     }
     Ok(())
+}
+
+/// A line an operator: its name and the first line of its reference.
+pub fn list(registry: &Registry) -> String {
+    let width = registry.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
+    let line = |entry: &Entry| {
+        let about = entry.about.lines().next().unwrap_or_default();
+        format!("{:width$}  {about}\n", entry.name)
+    };
+    registry.iter().map(line).collect()
 }
 
 /// The reference page of an operator, as Markdown.
