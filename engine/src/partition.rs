@@ -57,7 +57,7 @@ fn combine(column: &dyn Array, hashes: &mut [u64]) -> Result<()> {
                 *hash = if values.is_null(row) {
                     mix(!*hash)
                 } else {
-                    bytes(*hash, values.value(row).as_bytes())
+                    hash_bytes(*hash, values.value(row).as_bytes())
                 };
             }
         }
@@ -75,7 +75,8 @@ fn combine(column: &dyn Array, hashes: &mut [u64]) -> Result<()> {
     Ok(())
 }
 
-fn bytes(seed: u64, text: &[u8]) -> u64 {
+/// A stable 64-bit hash of bytes.
+pub fn hash_bytes(seed: u64, text: &[u8]) -> u64 {
     let mut hash = seed ^ (text.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut chunks = text.chunks_exact(8);
     for chunk in &mut chunks {

@@ -26,7 +26,8 @@ const INTERACTIONS: &str = "interactions";
 ///
 /// # Source
 /// Exact duplicates in (user, item, time) are recording errors in the Amazon dumps; repeats of (user, item) are
-/// behaviour, and dropping them (`by: [user_id, item_id]`) is a choice.
+/// behaviour, and dropping them (`by: [user_id, item_id]`) is a choice. `by: [record]`, with `record_hash` where the rows
+/// are ingested, drops only records that are equal to the letter.
 ///
 /// # Deviates
 /// Nothing. Two nulls count as equal.

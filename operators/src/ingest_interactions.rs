@@ -64,6 +64,9 @@ pub struct IngestInteractions {
     pub header: bool,
     /// Unit of numeric times; `auto` takes numbers below 100,000,000,000 for seconds, larger ones for milliseconds.
     pub timestamp_unit: TimestampUnit,
+    /// Add the column `record`, the hash of the whole source line (null in formats that are not lines), so that
+    /// `dedup: { by: [record] }` drops records that repeat another to the letter.
+    pub record_hash: bool,
     /// What to do with malformed rows.
     pub on_error: OnError,
     /// How many malformed rows `on_error: skip` bears before the stage fails.
@@ -118,6 +121,7 @@ impl Default for IngestInteractions {
             delimiter: String::new(),
             header: true,
             timestamp_unit: TimestampUnit::Auto,
+            record_hash: false,
             on_error: OnError::Fail,
             max_errors: 100,
         }
@@ -152,8 +156,12 @@ impl Operator for IngestInteractions {
         if self.delimiter == "\"" || self.delimiter.contains('\n') {
             binding.bad_value("delimiter", "a quote or a line end cannot separate cells");
         }
+        let mut fields = schema::interactions();
+        if self.record_hash {
+            fields.push(schema::record());
+        }
         Bound::new(Distribution::Source)
-            .out(Shape::table(schema::interactions()))
+            .out(Shape::table(fields))
             .output(REJECTS, Shape::table(rejects()))
             .files(files)
     }
@@ -173,7 +181,8 @@ impl Operator for IngestInteractions {
         let block = Block::decode(inputs.batch(BLOCKS)?)?;
         let name = self.name(block.file as usize)?;
         let rejects = Rejects::new(self.on_error, name);
-        interaction::read(&block, &context.path(name), name, self.timestamp_unit, rejects)
+        let (path, unit) = (context.path(name), self.timestamp_unit);
+        interaction::read(&block, &path, name, unit, self.record_hash, rejects)
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {

@@ -87,6 +87,11 @@ pub fn interactions() -> Vec<Field> {
     ]
 }
 
+/// The column of `ingest_interactions` with `record_hash`: the hash of the source line.
+pub fn record() -> Field {
+    Field::new("record", DataType::UInt64, true)
+}
+
 /// Fields of an items table.
 pub fn items() -> Vec<Field> {
     vec![

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, AsArray, Float32Builder, RecordBatch, StringBuilder, TimestampMillisecondBuilder, UInt64Builder,
+    Array, ArrayRef, AsArray, Float32Builder, RecordBatch, StringBuilder, TimestampMillisecondBuilder, UInt64Builder,
 };
 use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema, TimeUnit};
 use sluice_engine::operator::OUT;
@@ -18,8 +18,17 @@ use super::{REJECTS, Rejects, columns, delimited, rows};
 use crate::schema;
 
 /// Reads the interactions of a block, and its rejects.
-pub fn read(block: &Block, path: &Path, name: &str, unit: TimestampUnit, rejects: Rejects) -> Result<Tables> {
-    let mut sink = Sink::new(block, rejects);
+///
+/// With `record_hash` every row also carries the hash of its line.
+pub fn read(
+    block: &Block,
+    path: &Path,
+    name: &str,
+    unit: TimestampUnit,
+    record_hash: bool,
+    rejects: Rejects,
+) -> Result<Tables> {
+    let mut sink = Sink::new(block, record_hash, rejects);
     match &block.layout {
         Layout::Delimited { picks, .. } => read_cells(block, picks, unit, &mut sink)?,
         Layout::JsonLines(names) => read_json(block, names, unit, &mut sink)?,
@@ -34,6 +43,7 @@ pub fn read(block: &Block, path: &Path, name: &str, unit: TimestampUnit, rejects
 fn read_cells(block: &Block, picks: &[Option<usize>], unit: TimestampUnit, sink: &mut Sink) -> Result<()> {
     let (user, item) = (picks[0].unwrap_or_default(), picks[1].unwrap_or_default());
     delimited::records(block.bytes(), block.line, &block.layout, |line, text, cells| {
+        sink.line(text);
         let row = cells.and_then(|cells| {
             let time = picks[2].map(|at| values::time(cells[at], unit)).transpose()?;
             let rating = picks[3].map_or(Ok(None), |at| values::rating(cells[at]))?;
@@ -52,6 +62,7 @@ fn read_json(block: &Block, names: &[Vec<String>], unit: TimestampUnit, sink: &m
             Ok(text) => text,
             Err(shown) => return sink.rejects.add(line, "not UTF-8", &shown),
         };
+        sink.line(text);
         let row = json::fields::<Scalar>(text, names).and_then(|fields| {
             let id = |at: usize| {
                 let found = fields[at].as_ref().and_then(Scalar::id);
@@ -213,20 +224,32 @@ struct Sink {
     times: TimestampMillisecondBuilder,
     ratings: Float32Builder,
     positions: UInt64Builder,
+    /// Hashes of lines, if they are wanted; and that of the line being read, if there is one.
+    records: Option<UInt64Builder>,
+    record: Option<u64>,
     file: u64,
     rejects: Rejects,
 }
 
 impl Sink {
-    fn new(block: &Block, rejects: Rejects) -> Self {
+    fn new(block: &Block, record_hash: bool, rejects: Rejects) -> Self {
         Sink {
             users: StringBuilder::new(),
             items: StringBuilder::new(),
             times: TimestampMillisecondBuilder::new().with_timezone("+00:00"),
             ratings: Float32Builder::new(),
             positions: UInt64Builder::new(),
+            records: record_hash.then(UInt64Builder::new),
+            record: None,
             file: u64::from(block.file) << 40,
             rejects,
+        }
+    }
+
+    /// The line that the next row comes from.
+    fn line(&mut self, text: &str) {
+        if self.records.is_some() {
+            self.record = Some(sluice_engine::partition::hash_bytes(0, text.trim_end().as_bytes()));
         }
     }
 
@@ -252,6 +275,9 @@ impl Sink {
         self.times.append_option(time);
         self.ratings.append_option(rating);
         self.positions.append_value(self.file | line);
+        if let Some(records) = &mut self.records {
+            records.append_option(self.record);
+        }
         Ok(())
     }
 
@@ -272,16 +298,19 @@ impl Sink {
     }
 
     fn finish(mut self) -> Result<Tables> {
-        let batch = RecordBatch::try_new(
-            Arc::new(Schema::new(schema::interactions())),
-            vec![
-                Arc::new(self.users.finish()),
-                Arc::new(self.items.finish()),
-                Arc::new(self.times.finish()),
-                Arc::new(self.ratings.finish()),
-                Arc::new(self.positions.finish()),
-            ],
-        )?;
+        let mut fields = schema::interactions();
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(self.users.finish()),
+            Arc::new(self.items.finish()),
+            Arc::new(self.times.finish()),
+            Arc::new(self.ratings.finish()),
+            Arc::new(self.positions.finish()),
+        ];
+        if let Some(mut records) = self.records {
+            fields.push(schema::record());
+            columns.push(Arc::new(records.finish()));
+        }
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
         Ok(Tables::new()
             .with(OUT, Table::new(batch))
             .with(REJECTS, Table::new(self.rejects.batch()?)))
