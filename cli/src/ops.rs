@@ -5,6 +5,7 @@ use sluice_engine::error::did_you_mean;
 use sluice_engine::operator::Entry;
 
 use crate::arguments;
+use crate::display::say;
 
 /// `sluice ops [OPERATOR]`.
 pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
@@ -12,13 +13,13 @@ pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     let Some(name) = &command.operator else {
         let width = registry.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
         for entry in registry.iter() {
-            println!(
+            say!(
                 "{:width$}  {}",
                 entry.name,
                 entry.about.lines().next().unwrap_or_default()
             );
         }
-        println!("\n\"sluice ops OPERATOR\" prints the reference of one");
+        say!("\n\"sluice ops OPERATOR\" prints the reference of one");
         return Ok(());
     };
     let Some(entry) = registry.get(name) else {
@@ -28,9 +29,9 @@ pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     };
     if command.schema {
         let text = serde_json::to_string_pretty(&entry.schema);
-        println!("{}", text.map_err(|error| vec![Error::internal(error.to_string())])?);
+        say!("{}", text.map_err(|error| vec![Error::internal(error.to_string())])?);
     } else {
-        print!("{}", reference(entry));
+        say!("{}", reference(entry).trim_end());
     }
     Ok(())
 }
