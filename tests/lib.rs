@@ -1,1 +1,1 @@
-//! Helpers.
+//! Nothing to import: the tests are in `house/`.

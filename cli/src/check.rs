@@ -10,7 +10,7 @@ use sluice_engine::spec::{Overrides, Spec};
 use sluice_engine::store::Store;
 
 use crate::arguments;
-use crate::display::seconds;
+use crate::display::{say, seconds};
 
 /// A pipeline as read and checked.
 pub struct Checked {
@@ -55,7 +55,7 @@ fn data_root(flag: Option<&Path>) -> PathBuf {
 /// `sluice check`.
 pub fn check(pipeline: &arguments::Pipeline) -> Result<(), Vec<Error>> {
     let checked = load(pipeline)?;
-    println!(
+    say!(
         "{}: {} stages, no problem",
         pipeline.file.display(),
         checked.graph.stages.len()
@@ -71,7 +71,7 @@ pub fn plan(command: &arguments::Plan) -> Result<(), Vec<Error>> {
     let plan = plan_over(&checked.graph, &store, &checked.data_root, &command.force).map_err(|error| vec![error])?;
     if command.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| vec![Error::internal(error.to_string())])?;
-        println!("{text}");
+        say!("{text}");
     } else {
         print(&plan);
     }
@@ -105,7 +105,7 @@ fn print(plan: &Plan) {
             (Action::Reuse, _) | (_, None) => String::new(),
             (_, Some(cost)) => format!("  (took {})", seconds(cost)),
         };
-        println!("{:width$}  {action}{because}{cost}", stage.stage);
+        say!("{:width$}  {action}{because}{cost}", stage.stage);
     }
     let count = |action| plan.stages.iter().filter(|stage| stage.action == action).count();
     let cost: f64 = plan
@@ -114,7 +114,7 @@ fn print(plan: &Plan) {
         .filter(|stage| stage.action != Action::Reuse)
         .filter_map(|stage| stage.seconds)
         .sum();
-    println!(
+    say!(
         "{} stages: {} to reuse, {} to run, {} to run unless their inputs come out equal{}",
         plan.stages.len(),
         count(Action::Reuse),

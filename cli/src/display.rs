@@ -1,7 +1,30 @@
 //! Numbers and tables as people read them.
 
+use std::fmt::Arguments;
+use std::io::Write;
+
 use sluice_engine::Result;
 use sluice_engine::table::Table;
+
+/// Prints a line, as `println!` does, but ends quietly when nobody reads any more.
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::display::line(format_args!($($words)*))
+    };
+}
+pub(crate) use say;
+
+/// See [`say`]: a reader that went away (`| head`) is no failure.
+pub fn line(words: Arguments) {
+    match writeln!(std::io::stdout(), "{words}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("cannot print: {error}");
+            std::process::exit(sluice_engine::Kind::Device.exit_code())
+        }
+    }
+}
 
 /// `0.3 s`, `42 s`, `3 min 20 s`, `1 h 05 min`.
 pub fn seconds(value: f64) -> String {

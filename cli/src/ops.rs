@@ -4,18 +4,19 @@ use sluice_engine::Error;
 use sluice_engine::error::did_you_mean;
 use sluice_engine::operator::{Entry, Registry};
 
+use crate::display::say;
 use crate::{arguments, schema};
 
 /// `sluice ops [OPERATOR]`.
 pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     let registry = sluice_operators::registry();
     if command.json_schema {
-        print!("{}", schema::text(&registry)?);
+        say!("{}", schema::text(&registry)?.trim_end());
         return Ok(());
     }
     let Some(name) = &command.operator else {
-        print!("{}", list(&registry));
-        println!("\n\"sluice ops OPERATOR\" prints the reference of one");
+        say!("{}", list(&registry));
+        say!("\"sluice ops OPERATOR\" prints the reference of one");
         return Ok(());
     };
     let Some(entry) = registry.get(name) else {
@@ -25,9 +26,9 @@ pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     };
     if command.schema {
         let text = serde_json::to_string_pretty(&entry.schema);
-        println!("{}", text.map_err(|error| vec![Error::internal(error.to_string())])?);
+        say!("{}", text.map_err(|error| vec![Error::internal(error.to_string())])?);
     } else {
-        print!("{}", reference(entry));
+        say!("{}", reference(entry).trim_end());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Live progress: a line a stage on a terminal, plain log lines elsewhere, JSON lines on request.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -17,7 +17,8 @@ pub fn watch(quiet: bool, json: bool) -> Box<dyn Watch> {
     } else if json {
         Box::new(|event: &Event| {
             if let Ok(line) = serde_json::to_string(event) {
-                println!("{line}");
+                // The reader may be gone; the run goes on.
+                let _ = writeln!(std::io::stdout(), "{line}");
             }
         })
     } else if std::io::stderr().is_terminal() {
@@ -96,13 +97,14 @@ impl Watch for Log {
                     && told.elapsed().as_secs() >= 10
                 {
                     *told = Instant::now();
-                    eprintln!("{stage:<16} {}", progress_line(progress, start.elapsed().as_secs_f64()));
+                    let text = progress_line(progress, start.elapsed().as_secs_f64());
+                    let _ = writeln!(std::io::stderr(), "{stage:<16} {text}");
                 }
             }
             _ => {}
         }
         if let Some(line) = line(event) {
-            eprintln!("{line}");
+            let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 }

@@ -9,7 +9,7 @@ use sluice_engine::store::Store;
 
 use crate::arguments;
 use crate::check::{known_stages, load};
-use crate::display::head;
+use crate::display::{head, say};
 use crate::progress::watch;
 
 /// Rows printed of a table under `show:`.
@@ -48,13 +48,14 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     let mut watch = watch(command.quiet, command.json);
     let outcome = execute(checked.graph, &plan, &store, &options, watch.as_mut())?;
     let Some(outcome) = outcome else { return Ok(()) };
-    for (stage, port) in &show {
+    // Under --json whoever reads parses every line.
+    for (stage, port) in show.iter().filter(|_| !command.json) {
         let digest = &outcome.records[&stages[*stage]].outputs[port];
         let text = store
             .table(digest)
             .and_then(|table| head(&table, SHOW_ROWS))
             .map_err(one)?;
-        println!("\n{}\n{text}", stages[*stage]);
+        say!("\n{}\n{text}", stages[*stage]);
     }
     let failures = expect::check(&checked.spec, &outcome, &store);
     if failures.is_empty() {

@@ -234,6 +234,7 @@ fn expectation() -> Value {
             "at_most": { "type": "number" }
         },
         "required": ["stage"],
+        "anyOf": [{ "required": ["value"] }, { "required": ["at_least"] }, { "required": ["at_most"] }],
         "additionalProperties": false
     })
 }

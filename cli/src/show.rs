@@ -8,7 +8,7 @@ use sluice_engine::store::{Store, pretty, read_json};
 use sluice_engine::table::Table;
 
 use crate::arguments;
-use crate::display::{bytes, count, fit, head, seconds};
+use crate::display::{bytes, count, fit, head, say, seconds};
 
 /// `sluice show STAGE`.
 pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
@@ -45,11 +45,11 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
         let digest = &record.outputs[port];
         let manifest = store.manifest(digest).map_err(one)?;
         if command.manifest {
-            println!("{}", pretty(&manifest).map_err(one)?);
+            say!("{}", pretty(&manifest).map_err(one)?);
             continue;
         }
         let size = manifest.files.iter().map(|file| file.bytes).sum();
-        println!(
+        say!(
             "{stage}.{port}: {} rows, {} in {} files, made by {} in {} (run {})",
             count(manifest.rows),
             bytes(size),
@@ -58,12 +58,12 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
             seconds(record.seconds),
             record.run
         );
-        println!("  {}", store.object(digest).display());
+        say!("  {}", store.object(digest).display());
         let table = store.table(digest).map_err(one)?;
         if let Table::Folder(_) = table {
-            println!("  {}:", manifest.layout);
+            say!("  {}:", manifest.layout);
             for file in &manifest.files {
-                println!("    {}  {}", file.name, bytes(file.bytes));
+                say!("    {}  {}", file.name, bytes(file.bytes));
             }
             continue;
         }
@@ -74,9 +74,9 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
             } else {
                 ""
             };
-            println!("  {}: {}{null}", text("name"), text("type"));
+            say!("  {}: {}{null}", text("name"), text("type"));
         }
-        println!("{}\n", fit(&head(&table, command.rows).map_err(one)?, 160));
+        say!("{}\n", fit(&head(&table, command.rows).map_err(one)?, 160));
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //!
 //! ```yaml
 //! expect:
-//!   - { stage: metrics, where: { metric: recall, k: 10 }, column: value, value: 0.0625, within: 1e-6 }
-//!   - { stage: metrics, where: { metric: recall, k: 10 }, at_least: 0.045 }
+//!   - { stage: metrics, where: { metric: mean, k: 10 }, column: value, value: 0.0625, within: 1e-6 }
+//!   - { stage: metrics, where: { metric: mean, k: 10 }, at_least: 0.045 }
 //! ```
 
 use arrow::array::RecordBatch;
@@ -37,6 +37,18 @@ fn one(expectation: &Map<String, Value>, outcome: &Outcome, store: &Store) -> Re
         let mut error = Error::user("unknown-key", format!("unknown key \"{key}\" in an expectation"));
         error.hint = did_you_mean(key, KEYS);
         return Err(error);
+    }
+    for key in ["within", "at_least", "at_most"] {
+        if expectation.get(key).is_some_and(|value| !value.is_number()) {
+            return Err(Error::user("bad-expectation", format!("\"{key}\" wants a number")));
+        }
+    }
+    if !["value", "at_least", "at_most"]
+        .iter()
+        .any(|key| expectation.contains_key(*key))
+    {
+        return Err(Error::user("bad-expectation", "an expectation that expects nothing")
+            .hint("give it \"value\", \"at_least\" or \"at_most\""));
     }
     let reference = expectation.get("stage").and_then(Value::as_str).unwrap_or_default();
     let (stage, port) = reference

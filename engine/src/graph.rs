@@ -58,7 +58,7 @@ pub struct Edge {
 
 impl Stage {
     /// The config fields that are part of the key.
-    pub fn semantic_config(&self) -> Map<String, Value> {
+    pub fn keyed_config(&self) -> Map<String, Value> {
         let resource = |name: &str| {
             self.entry
                 .fields

@@ -19,7 +19,7 @@ pub struct Preimage {
     pub operator: String,
     /// The operator's version.
     pub version: u32,
-    /// The semantic config, defaults filled in.
+    /// The config apart from resources, defaults filled in.
     pub config: Map<String, Value>,
     /// The run's seed, if the operator draws random numbers.
     pub seed: Option<u64>,
@@ -36,7 +36,7 @@ impl Preimage {
             format: KEY_FORMAT,
             operator: stage.entry.name.to_string(),
             version: stage.entry.version,
-            config: stage.semantic_config(),
+            config: stage.keyed_config(),
             seed: stage.entry.seeded.then_some(seed),
             files,
             inputs: BTreeMap::new(),

@@ -34,7 +34,7 @@ pub type Notes = Map<String, Value>;
 
 /// A step of a pipeline. The implementing struct is its config; its doc comment is its reference page.
 ///
-/// Config fields are semantic (part of the key) unless marked `#[schemars(extend("x-resource" = true))]`;
+/// Config fields are part of the key unless marked `#[schemars(extend("x-resource" = true))]`;
 /// a field without a meaningful default is marked `#[schemars(extend("x-required" = true))]`.
 /// The struct carries `#[serde(default, deny_unknown_fields)]` and `impl Default` is the only home of defaults.
 pub trait Operator: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {

@@ -167,10 +167,10 @@ mod tests {
 
     #[test]
     fn text_in_text_out() {
-        let batch = parse("user_id n:i64 tags:[str] v:[f32;2]\n u1 1 a,b 0.5,1\n u2 null - 2,3").unwrap();
+        let batch = parse("label n:i64 tags:[str] v:[f32;2]\n u1 1 a,b 0.5,1\n u2 null - 2,3").unwrap();
         assert_eq!(
             render(&batch).unwrap(),
-            "user_id  n     tags    v\nu1       1     [a, b]  [0.5, 1.0]\nu2       null  []      [2.0, 3.0]\n"
+            "label  n     tags    v\nu1     1     [a, b]  [0.5, 1.0]\nu2     null  []      [2.0, 3.0]\n"
         );
     }
 }

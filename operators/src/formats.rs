@@ -183,6 +183,11 @@ pub fn conclude(outputs: &Tables, max_errors: u64, apart: Option<&str>) -> Resul
         .hint("check \"format\" and \"columns\", or raise \"max_errors\"");
         return Err(first.into_iter().fold(error, Error::detail));
     }
+    if outputs.table(sluice_engine::operator::OUT)?.rows()? == 0 {
+        let error = Error::data("empty-table", "no row could be read")
+            .hint("the files hold nothing but a header or malformed rows: check \"path\", \"format\" and \"columns\"");
+        return Err(first.into_iter().fold(error, Error::detail));
+    }
     if rejected > 0 {
         notes.insert("rejected".into(), rejected.into());
         notes.insert(

@@ -1,1 +1,11 @@
-//! x
+//! The house as its users meet it: the real binary over real pipelines, the numbers it must reproduce, its rules.
+
+mod bad_input;
+mod bytes;
+mod command_line;
+mod interrupts;
+mod raw_reviews;
+mod recipes;
+mod reruns;
+mod rules;
+mod sluice;

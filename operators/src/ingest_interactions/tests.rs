@@ -1,3 +1,5 @@
+//! What people have in their files of interactions: formats, order, malformed rows, positions.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;

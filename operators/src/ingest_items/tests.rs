@@ -1,3 +1,5 @@
+//! What people have in their files of items: formats, text, prices, duplicates, malformed rows.
+
 use sluice_engine::harness::Harness;
 use sluice_engine::text::render;
 
