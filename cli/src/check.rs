@@ -103,6 +103,7 @@ fn print(plan: &Plan) {
         };
         let cost = match (stage.action, stage.seconds) {
             (Action::Reuse, _) | (_, None) => String::new(),
+            (_, Some(cost)) if cost < 0.1 => String::new(),
             (_, Some(cost)) => format!("  (took {})", seconds(cost)),
         };
         say!("{:width$}  {action}{because}{cost}", stage.stage);

@@ -3,6 +3,10 @@
 use std::fmt::Arguments;
 use std::io::Write;
 
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Float64Type};
 use sluice_engine::Result;
 use sluice_engine::table::Table;
 
@@ -73,7 +77,32 @@ pub fn head(table: &Table, rows: usize) -> Result<String> {
         left -= take;
     }
     let schema = table.schema()?;
-    sluice_engine::text::render(&arrow::compute::concat_batches(&schema, &batches)?)
+    sluice_engine::text::render(&rounded(&arrow::compute::concat_batches(&schema, &batches)?)?)
+}
+
+/// The batch with its floating-point columns as text of at most six decimals.
+fn rounded(batch: &RecordBatch) -> Result<RecordBatch> {
+    let columns = batch
+        .schema()
+        .fields()
+        .iter()
+        .zip(batch.columns())
+        .map(|(field, column)| {
+            let column = match field.data_type() {
+                DataType::Float32 | DataType::Float64 => {
+                    let numbers = arrow::compute::cast(column, &DataType::Float64)?;
+                    let text = |number: f64| match format!("{number:.6}") {
+                        text if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+                        text => text,
+                    };
+                    let numbers = numbers.as_primitive::<Float64Type>();
+                    Arc::new(numbers.iter().map(|number| number.map(text)).collect::<StringArray>()) as ArrayRef
+                }
+                _ => column.clone(),
+            };
+            Ok((field.name().clone(), column))
+        });
+    Ok(RecordBatch::try_from_iter(columns.collect::<Result<Vec<_>>>()?)?)
 }
 
 /// Cuts every line to a width, marking what was cut.

@@ -123,7 +123,7 @@ fn line(event: &Event) -> Option<String> {
             ..
         } => {
             let total: u64 = rows.values().sum();
-            let rate = if total > 0 && *cost > 0.0 {
+            let rate = if total >= 1000 && *cost > 0.0 {
                 format!(", {}/s", count((total as f64 / cost) as u64))
             } else {
                 String::new()

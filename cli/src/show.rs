@@ -13,7 +13,7 @@ use crate::display::{bytes, count, fit, head, say, seconds};
 /// `sluice show STAGE`.
 pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
-    let store = Store::open(&command.store).map_err(one)?;
+    let store = Store::existing(&command.store).map_err(one)?;
     let run = find(command, &store).map_err(one)?;
     let (stage, port) = match command.stage.split_once('.') {
         Some((stage, port)) => (stage, Some(port)),
@@ -26,11 +26,13 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
         error.hint = did_you_mean(stage, run.records.keys().map(String::as_str));
         return Err(vec![error]);
     };
-    let chosen: Vec<&String> = record
+    let mut chosen: Vec<&String> = record
         .outputs
         .keys()
         .filter(|name| port.is_none_or(|port| port == name.as_str()))
         .collect();
+    // The main port first.
+    chosen.sort_by_key(|name| name.as_str() != sluice_engine::operator::OUT);
     if chosen.is_empty() {
         let names = record.outputs.keys().cloned().collect::<Vec<_>>().join(", ");
         return Err(vec![

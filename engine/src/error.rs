@@ -193,7 +193,7 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| {
-            *distance <= 1 + candidate.len().max(word.len()) / 4
+            *distance <= (candidate.len().max(word.len()) / 3).max(1)
                 || (word.len() >= 3 && (candidate.starts_with(word) || candidate.ends_with(word)))
         })
         .min()

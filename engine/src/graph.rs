@@ -293,7 +293,7 @@ impl Builder<'_> {
             return None;
         }
         match entry.make(Value::Object(config.clone())) {
-            Ok(operator) => Some((config, operator)),
+            Ok(operator) => Some((operator.config(), operator)),
             Err(message) => {
                 self.problem(
                     stage.name.span,
@@ -340,9 +340,8 @@ impl Builder<'_> {
                 None => {
                     let required: Vec<_> = entry.inputs.iter().filter(|input| input.required).collect();
                     match (required.as_slice(), named.as_slice()) {
-                        ([only], _) => only.name.to_string(),
+                        ([only], _) if only.name != ANY => only.name.to_string(),
                         ([], [first, ..]) => first.to_string(),
-                        ([], []) if any => "input".to_string(),
                         _ => {
                             let error = Error::user(
                                 "ambiguous-input",
@@ -354,6 +353,7 @@ impl Builder<'_> {
                             );
                             let hint = match named.first() {
                                 Some(first) => format!("write inputs: {{ {first}: {} }}", reference.stage),
+                                None if any => format!("name it: inputs: {{ NAME: {} }}", reference.stage),
                                 None => "it is a source: remove the input".to_string(),
                             };
                             self.problem(span, error.hint(hint));

@@ -453,6 +453,8 @@ impl Context {
 
 /// An operator with its config, without its type.
 pub trait Instance: Send + Sync {
+    /// The config, every field present, in one form whatever the pipeline wrote (`1` and `1.0` are one number).
+    fn config(&self) -> Map<String, Value>;
     /// See [`Operator::bind`].
     fn bind(&self, binding: &Binding) -> Bound;
     /// See [`Operator::splits`].
@@ -466,6 +468,12 @@ pub trait Instance: Send + Sync {
 }
 
 impl<O: Operator> Instance for O {
+    fn config(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(config)) => config,
+            _ => Map::new(),
+        }
+    }
     fn bind(&self, binding: &Binding) -> Bound {
         Operator::bind(self, binding)
     }

@@ -96,6 +96,17 @@ pub struct Store {
 }
 
 impl Store {
+    /// Opens a store to read; it is an error if there is none.
+    pub fn existing(root: &Path) -> Result<Store> {
+        if !root.join("objects").is_dir() {
+            return Err(
+                Error::user("no-store", format!("there is no store at \"{}\"", root.display()))
+                    .hint("\"sluice run PIPELINE\" makes one; --store says where"),
+            );
+        }
+        Self::open(root)
+    }
+
     /// Opens a store, making its folders where they are missing.
     pub fn open(root: &Path) -> Result<Store> {
         for folder in ["keys", "statics", "objects", "tmp", "runs"] {

@@ -149,24 +149,16 @@ impl Operator for ScoreRanking {
             let pairs = pairs.iter().map(|(name, about)| (name.to_string(), json!(about)));
             Value::Object(pairs.collect::<Map<_, _>>())
         };
-        let mut notes = Notes::from_iter([
-            (
-                "ranking".into(),
-                json!("over the whole eligible catalogue, as the stage that ranks says"),
-            ),
-            ("ties".into(), pairs(&TIES)),
-            (
-                "slices".into(),
-                pairs(&slices::definitions(self.slices, rows_in.contains_key(TRAIN))),
-            ),
-            ("duplicates".into(), json!("the first stays, items after it move up")),
-            ("no_prediction".into(), json!("scores 0")),
-            ("no_target".into(), json!("skipped")),
-            (
-                "intervals".into(),
-                json!({"method": "percentile bootstrap over users", "resamples": self.resamples, "confidence": self.confidence}),
-            ),
-        ]);
+        let protocol = json!({
+            "ranking": "over the whole eligible catalogue, as the stage that ranks says",
+            "ties": pairs(&TIES),
+            "slices": pairs(&slices::definitions(self.slices, rows_in.contains_key(TRAIN))),
+            "duplicates": "the first stays, items after it move up",
+            "no_prediction": "scores 0",
+            "no_target": "skipped",
+            "intervals": {"method": "percentile bootstrap over users", "resamples": self.resamples, "confidence": self.confidence},
+        });
+        let mut notes = Notes::from_iter([("protocol".to_string(), protocol)]);
         let out = outputs.batch(OUT)?;
         let (names, ties) = (schema::strings(&out, "metric")?, schema::strings(&out, "ties")?);
         let (of, k) = (

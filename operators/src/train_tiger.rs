@@ -55,7 +55,7 @@ pub struct TrainTiger {
     /// Width of the feed-forward block.
     pub d_ff: u32,
     /// Dropout probability.
-    pub dropout: f32,
+    pub dropout: f64,
     /// The feed-forward block: GRID's two hidden layers, or T5's one.
     pub feed_forward: FeedForward,
     /// Put a learned vector after every item.
@@ -71,11 +71,11 @@ pub struct TrainTiger {
     /// Steps over which the learning rate rises.
     pub warmup_steps: u32,
     /// Weight decay: coupled (Adam) or not (AdamW), see `decoupled_decay`.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Decay weights apart from the gradient (AdamW).
     pub decoupled_decay: bool,
     /// Gradients are scaled down to this global norm; null leaves them.
-    pub clip_norm: Option<f32>,
+    pub clip_norm: Option<f64>,
     /// Samples per step.
     pub batch_size: u32,
     /// Most steps.
@@ -328,7 +328,7 @@ impl TrainTiger {
             heads: self.heads as usize,
             d_kv: self.d_kv as usize,
             d_ff: self.d_ff as usize,
-            dropout: self.dropout,
+            dropout: self.dropout as f32,
             feed_forward: match self.feed_forward {
                 FeedForward::Grid => GpuFeedForward::Grid,
                 FeedForward::T5 => GpuFeedForward::T5,
@@ -343,7 +343,7 @@ impl TrainTiger {
     fn options(&self, seed: u64) -> TrainOptions {
         TrainOptions {
             optimizer: AdamConfig {
-                weight_decay: self.weight_decay,
+                weight_decay: self.weight_decay as f32,
                 decoupled: self.decoupled_decay,
                 ..AdamConfig::default()
             },
@@ -359,7 +359,7 @@ impl TrainTiger {
             max_epochs: self.max_epochs.map(|epochs| epochs as usize),
             eval_every: self.eval_every as usize,
             patience: self.patience as usize,
-            clip_norm: self.clip_norm,
+            clip_norm: self.clip_norm.map(|norm| norm as f32),
             bucket_batches: 0,
             seed,
         }
