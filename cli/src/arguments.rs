@@ -104,6 +104,9 @@ pub struct Ops {
     /// Print the JSON schema of its config
     #[arg(long, requires = "operator")]
     pub schema: bool,
+    /// Print the JSON schema of a whole pipeline, for editors (the file pipeline.schema.json)
+    #[arg(long, conflicts_with_all = ["operator", "schema"])]
+    pub json_schema: bool,
 }
 
 /// Arguments of `show`.

@@ -3,9 +3,12 @@
 mod arguments;
 mod check;
 mod display;
+#[cfg(test)]
+mod docs;
 mod ops;
 mod progress;
 mod run;
+mod schema;
 mod show;
 
 use clap::Parser;

@@ -2,24 +2,21 @@
 
 use sluice_engine::Error;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::operator::Entry;
+use sluice_engine::operator::{Entry, Registry};
 
-use crate::arguments;
 use crate::display::say;
+use crate::{arguments, schema};
 
 /// `sluice ops [OPERATOR]`.
 pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
     let registry = sluice_operators::registry();
+    if command.json_schema {
+        say!("{}", schema::text(&registry)?.trim_end());
+        return Ok(());
+    }
     let Some(name) = &command.operator else {
-        let width = registry.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
-        for entry in registry.iter() {
-            say!(
-                "{:width$}  {}",
-                entry.name,
-                entry.about.lines().next().unwrap_or_default()
-            );
-        }
-        say!("\n\"sluice ops OPERATOR\" prints the reference of one");
+        say!("{}", list(&registry));
+        say!("\"sluice ops OPERATOR\" prints the reference of one");
         return Ok(());
     };
     let Some(entry) = registry.get(name) else {
@@ -34,6 +31,16 @@ pub fn ops(command: &arguments::Ops) -> Result<(), Vec<Error>> {
         say!("{}", reference(entry).trim_end());
     }
     Ok(())
+}
+
+/// A line an operator: its name and the first line of its reference.
+pub fn list(registry: &Registry) -> String {
+    let width = registry.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
+    let line = |entry: &Entry| {
+        let about = entry.about.lines().next().unwrap_or_default();
+        format!("{:width$}  {about}\n", entry.name)
+    };
+    registry.iter().map(line).collect()
 }
 
 /// The reference page of an operator, as Markdown.

@@ -8,7 +8,7 @@ use arrow::array::{BooleanArray, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, filter_record_batch};
 
 use crate::error::{Error, Result};
-use crate::operator::{BLOCKS, Binding, Cancel, Context, Distribution, Operator, PARTITIONS, Progress, Report};
+use crate::operator::{BLOCKS, Binding, Cancel, Context, Distribution, Operator, PARTITIONS};
 use crate::partition::partition_of_rows;
 use crate::table::{Shape, Table, Tables};
 
@@ -61,16 +61,7 @@ impl Harness {
         if let Some(first) = problems.next() {
             return Err(problems.fold(first, |error, next| error.detail(next.to_string())));
         }
-        let context = Context {
-            operator: O::NAME,
-            seed: self.seed,
-            data_root: self.data_root.clone(),
-            attempt: self.attempt.clone(),
-            partition: None,
-            side: None,
-            cancel: Cancel::default(),
-            report: Arc::new(Silent),
-        };
+        let context = Context::new(O::NAME, self.seed, &self.data_root, &self.attempt, &Cancel::default());
         let all: Tables = inputs
             .iter()
             .fold(Tables::new(), |tables, (port, table)| tables.with(port, table.clone()));
@@ -185,10 +176,4 @@ fn tag(batch: &RecordBatch, sides: &[Vec<String>]) -> Result<RecordBatch> {
         Arc::new(arrow::datatypes::Schema::new(fields)),
         columns,
     )?)
-}
-
-struct Silent;
-
-impl Report for Silent {
-    fn progress(&self, _: Progress) {}
 }

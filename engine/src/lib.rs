@@ -15,6 +15,7 @@ pub mod plan;
 pub mod random;
 pub mod run;
 pub mod runtime;
+mod scheduler;
 pub mod spec;
 pub mod store;
 pub mod table;

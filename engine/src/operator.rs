@@ -355,6 +355,13 @@ pub trait Report: Send + Sync {
     fn progress(&self, progress: Progress);
 }
 
+/// A report that goes nowhere.
+pub struct Silent;
+
+impl Report for Silent {
+    fn progress(&self, _: Progress) {}
+}
+
 /// Set when the run should stop; long loops look at it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -393,6 +400,20 @@ pub struct Context {
 }
 
 impl Context {
+    /// A context outside any partition that reports to nobody.
+    pub fn new(operator: &'static str, seed: u64, data_root: &Path, attempt: &Path, cancel: &Cancel) -> Self {
+        Context {
+            operator,
+            seed,
+            data_root: data_root.to_path_buf(),
+            attempt: attempt.to_path_buf(),
+            partition: None,
+            side: None,
+            cancel: cancel.clone(),
+            report: Arc::new(Silent),
+        }
+    }
+
     /// Random numbers for one purpose, keyed by the run's seed and the operator.
     pub fn random(&self, purpose: &str) -> Random {
         Random::new(self.seed, self.operator, purpose)

@@ -38,6 +38,8 @@ pub struct Planned {
     pub operator: String,
     /// What will be done.
     pub action: Action,
+    /// Whether it runs because someone asked for it.
+    pub forced: bool,
     /// Because of what, a line each.
     pub because: Vec<String>,
     /// The key, where it is known before the run.
@@ -75,6 +77,7 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, forced: &[String]) -> Plan {
             stage: stage.name.clone(),
             operator: stage.entry.name.to_string(),
             action: Action::Run,
+            forced: forced.contains(&stage.name),
             because: Vec::new(),
             key: None,
             outputs: BTreeMap::new(),
@@ -83,7 +86,7 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, forced: &[String]) -> Plan {
             alone,
         };
         match inputs_of(stage, |index| &stages[index].outputs) {
-            _ if forced.contains(&stage.name) => planned.because.push("forced".to_string()),
+            _ if planned.forced => planned.because.push("forced".to_string()),
             Some(inputs) => {
                 let preimage = Preimage {
                     inputs,

@@ -309,13 +309,13 @@ impl Reader {
             let Some((name, node)) = self.assignment("--param", text) else {
                 continue;
             };
-            if params.contains_key(&name) {
-                params.insert(name, node);
-            } else {
-                let mut error = Error::user("unknown-param", format!("the pipeline has no parameter \"{name}\""));
-                error.hint = did_you_mean(&name, params.keys().map(String::as_str));
-                self.problem(node.span, error);
+            if let Some(value) = params.get_mut(&name) {
+                *value = node;
+                continue;
             }
+            let mut error = Error::user("unknown-param", format!("the pipeline has no parameter \"{name}\""));
+            error.hint = did_you_mean(&name, params.keys().map(String::as_str));
+            self.problem(node.span, error);
         }
     }
 

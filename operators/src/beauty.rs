@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
 
 use arrow::array::RecordBatch;
 use sluice_engine::{harness, text};
@@ -11,20 +10,12 @@ use sluice_engine::{harness, text};
 use crate::split_leave_one_out::{SplitLeaveOneOut, Ties};
 
 /// The text of a compressed file of the data folder.
-#[expect(clippy::print_stderr, reason = "a skipped test says why")]
 fn read(path: &str) -> Option<String> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
-    let root = std::env::var("SLUICE_DATA").unwrap_or_else(|_| beside.to_string());
-    let path = PathBuf::from(root).join(path);
-    let Ok(file) = File::open(&path) else {
-        eprintln!(
-            "skipped: no \"{}\"; set SLUICE_DATA to the folder of the real data",
-            path.display()
-        );
-        return None;
-    };
+    let path = crate::testdata::folder()?.join(path);
     let mut text = String::new();
-    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    flate2::read::GzDecoder::new(File::open(path).unwrap())
+        .read_to_string(&mut text)
+        .unwrap();
     Some(text)
 }
 

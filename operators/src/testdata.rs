@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sluice_engine::operator::{Cancel, Context, Progress, Report};
+use sluice_engine::operator::{Cancel, Context};
 
 /// The data folder, or `None` with a printed reason: then the test has nothing to test.
 #[allow(clippy::print_stderr)]
@@ -26,17 +26,11 @@ pub fn harness() -> Option<sluice_engine::harness::Harness> {
 
 /// A context for calls that the harness does not make.
 pub fn context(harness: &sluice_engine::harness::Harness, operator: &'static str) -> Context {
-    struct Silent;
-    impl Report for Silent {
-        fn progress(&self, _: Progress) {}
-    }
-    Context {
+    Context::new(
         operator,
-        seed: harness.seed,
-        data_root: harness.data_root.clone(),
-        attempt: harness.attempt.clone(),
-        partition: None,
-        cancel: Cancel::default(),
-        report: std::sync::Arc::new(Silent),
-    }
+        harness.seed,
+        &harness.data_root,
+        &harness.attempt,
+        &Cancel::default(),
+    )
 }

@@ -19,6 +19,8 @@ mod parcel;
 mod rows;
 mod source;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod whole;
 mod writer;
 
@@ -37,7 +39,7 @@ pub(crate) use writer::PartFile;
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::operator::{BLOCKS, Cancel, Context, Distribution, Progress};
+use crate::operator::{BLOCKS, Cancel, Context, Distribution};
 use crate::store::Store;
 use crate::table::{Table, Tables};
 use buffer::Budget;
@@ -166,16 +168,8 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
         let mut streams: BTreeMap<usize, Parcels> = BTreeMap::new();
         for start in group {
             let stage = Arc::new(job.graph.stages[start.stage].clone());
-            let context = Context {
-                operator: stage.entry.name,
-                seed: job.graph.seed,
-                data_root: job.data_root.clone(),
-                attempt: job.store.attempt_folder(&start.attempt),
-                partition: None,
-                side: None,
-                cancel: job.cancel.clone(),
-                report: Arc::new(Silent),
-            };
+            let attempt = job.store.attempt_folder(&start.attempt);
+            let context = Context::new(stage.entry.name, job.graph.seed, &job.data_root, &attempt, &job.cancel);
             let once = stage.bound.distribution == Distribution::Whole;
             let mut broadcast = Tables::new();
             let mut failure = None;
@@ -282,11 +276,4 @@ fn published(job: &Job, start: &Start, port: &str, lazy: bool) -> Result<Table> 
         }
         _ => Ok(table),
     }
-}
-
-/// Streamed operators are counted by the writer; they need not report themselves.
-struct Silent;
-
-impl crate::operator::Report for Silent {
-    fn progress(&self, _: Progress) {}
 }

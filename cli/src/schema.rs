@@ -1,0 +1,282 @@
+//! The JSON schema of a whole pipeline, for editors: made from the operators' own declarations.
+//!
+//! It says what can be said without looking at other stages. Whether an input fits, a path exists or sizes agree is
+//! what `sluice check` says.
+
+use serde_json::{Map, Value, json};
+use sluice_engine::Error;
+use sluice_engine::graph::ANY;
+use sluice_engine::operator::{Entry, Input, Registry};
+
+/// The command that writes the committed file.
+pub const COMMAND: &str = "cargo run --release -- ops --json-schema > pipeline.schema.json";
+
+/// The schema as the committed file holds it.
+pub fn text(registry: &Registry) -> Result<String, Vec<Error>> {
+    serde_json::to_string_pretty(&schema(registry))
+        .map(|text| text + "\n")
+        .map_err(|error| vec![Error::internal(error.to_string())])
+}
+
+/// The schema of a pipeline over these operators.
+pub fn schema(registry: &Registry) -> Value {
+    let mut definitions = Map::new();
+    definitions.insert(
+        "param".into(),
+        json!({ "description": "A parameter of the pipeline.", "type": "string", "pattern": "^\\$\\{" }),
+    );
+    definitions.insert(
+        "reference".into(),
+        json!({
+            "description": "STAGE, or STAGE.PORT for an output port other than the first.",
+            "type": "string",
+            "pattern": "^([A-Za-z_][A-Za-z0-9_-]*(\\.[A-Za-z0-9_-]+)?|.*\\$\\{.*)$"
+        }),
+    );
+    for entry in registry.iter() {
+        let branch = stage(entry, &mut definitions);
+        definitions.insert(format!("stage.{}", entry.name), branch);
+    }
+    definitions.insert("expectation".into(), expectation());
+    let branches: Vec<Value> = registry
+        .iter()
+        .map(|entry| json!({ "$ref": format!("#/$defs/stage.{}", entry.name) }))
+        .collect();
+    let names = json!({ "pattern": "^[A-Za-z_][A-Za-z0-9_-]*$" });
+    let reference = json!({ "$ref": "#/$defs/reference" });
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": format!("Generated: {COMMAND}"),
+        "title": "Sluice pipeline",
+        "type": "object",
+        "properties": {
+            "pipeline": {
+                "description": "Name of the pipeline; the name of the file if left out.",
+                "type": "string",
+                "pattern": "^[A-Za-z_][A-Za-z0-9_-]*$"
+            },
+            "seed": { "description": "The run's seed.", "type": "integer", "minimum": 0, "default": 42 },
+            "params": {
+                "description": "Values that `${name}` stands for in `stages` and `show`; --param NAME=VALUE overrides.",
+                "type": "object"
+            },
+            "stages": {
+                "description": "Stages by name, in any order.",
+                "type": "object",
+                "propertyNames": names,
+                "additionalProperties": {
+                    "type": "object",
+                    "required": ["op"],
+                    "properties": {
+                        "op": { "enum": registry.iter().map(|entry| entry.name).collect::<Vec<_>>() }
+                    },
+                    "oneOf": branches
+                }
+            },
+            "show": {
+                "description": "Tables to print when the run is done.",
+                "anyOf": [reference, { "type": "array", "items": reference }]
+            },
+            "expect": {
+                "description": "What must hold of the results, checked after every run.",
+                "type": "array",
+                "items": { "$ref": "#/$defs/expectation" }
+            }
+        },
+        "required": ["stages"],
+        "additionalProperties": false,
+        "$defs": definitions
+    })
+}
+
+/// A stage with this operator. Types that its config refers to join `definitions` under the operator's name.
+fn stage(entry: &Entry, definitions: &mut Map<String, Value>) -> Value {
+    let mut properties = Map::new();
+    properties.insert("op".into(), json!({ "const": entry.name }));
+    let mut required: Vec<Value> = vec!["op".into()];
+    let mut branch = Map::new();
+    branch.insert("title".into(), entry.name.into());
+    branch.insert("description".into(), entry.about.trim().into());
+    branch.insert("type".into(), "object".into());
+    if let Some(port) = default_port(entry.inputs) {
+        let about = entry.inputs.iter().find(|input| input.name == port);
+        properties.insert(
+            "input".into(),
+            described(about.map_or("", |input| input.about), "#/$defs/reference"),
+        );
+    }
+    if !entry.inputs.is_empty() {
+        properties.insert("inputs".into(), inputs(entry.inputs));
+    }
+    let wanted: Vec<&str> = entry
+        .inputs
+        .iter()
+        .filter(|input| input.required)
+        .map(|input| input.name)
+        .collect();
+    match wanted.as_slice() {
+        [] => {}
+        [ANY] => required.push("inputs".into()),
+        [port] => {
+            let ports = json!({ "required": ["inputs"], "properties": { "inputs": { "required": [port] } } });
+            branch.extend([("anyOf".into(), json!([{ "required": ["input"] }, ports]))]);
+        }
+        _ => required.push("inputs".into()),
+    }
+    let empty = Map::new();
+    for field in &entry.fields {
+        let property = &entry.schema["properties"][&field.name];
+        properties.insert(field.name.clone(), value(property, entry.name));
+        if field.default.is_none() {
+            required.push(field.name.clone().into());
+        }
+    }
+    for (name, definition) in entry.schema["$defs"].as_object().unwrap_or(&empty) {
+        definitions.insert(format!("{}.{name}", entry.name), inside(definition, entry.name));
+    }
+    branch.insert("properties".into(), properties.into());
+    branch.insert("required".into(), required.into());
+    branch.insert("additionalProperties".into(), false.into());
+    branch.into()
+}
+
+/// The port that a bare `input:` connects, if that is clear and has a name.
+fn default_port(inputs: &[Input]) -> Option<&'static str> {
+    let mut required = inputs.iter().filter(|input| input.required);
+    let port = match (required.next(), required.next()) {
+        (Some(only), None) => Some(only.name),
+        (None, _) => inputs.first().map(|input| input.name),
+        _ => None,
+    };
+    port.filter(|name| *name != ANY)
+}
+
+fn inputs(inputs: &[Input]) -> Value {
+    let named: Map<String, Value> = inputs
+        .iter()
+        .filter(|input| input.name != ANY)
+        .map(|input| (input.name.to_string(), described(input.about, "#/$defs/reference")))
+        .collect();
+    let further = match inputs.iter().find(|input| input.name == ANY) {
+        Some(any) => described(any.about, "#/$defs/reference"),
+        None => false.into(),
+    };
+    let several = inputs.iter().filter(|input| input.required).count() > 1;
+    let wanted: Vec<&str> = inputs
+        .iter()
+        .filter(|input| several && input.required && input.name != ANY)
+        .map(|input| input.name)
+        .collect();
+    json!({ "type": "object", "properties": named, "required": wanted, "additionalProperties": further })
+}
+
+fn described(about: &str, reference: &str) -> Value {
+    json!({ "description": about, "$ref": reference })
+}
+
+/// A schema where a pipeline writes a value: `${param}` may stand for it.
+fn value(schema: &Value, operator: &str) -> Value {
+    let schema = inside(schema, operator);
+    let Value::Object(mut map) = schema else { return schema };
+    let text = map.get("type").is_some_and(|kind| kind == "string");
+    if text && !["enum", "const", "pattern"].iter().any(|key| map.contains_key(*key)) {
+        return map.into();
+    }
+    // What editors show stays outside, so that it is said once.
+    let mut outer = Map::new();
+    for key in ["description", "default", "x-resource", "x-required"] {
+        if let Some(said) = map.shift_remove(key) {
+            outer.insert(key.into(), said);
+        }
+    }
+    outer.insert("anyOf".into(), json!([map, { "$ref": "#/$defs/param" }]));
+    outer.into()
+}
+
+/// A schema whose parts admit `${param}`, with references to the operator's own definitions.
+fn inside(schema: &Value, operator: &str) -> Value {
+    let Value::Object(map) = schema else {
+        return schema.clone();
+    };
+    let part = |(key, part): (&String, &Value)| {
+        let part = match (key.as_str(), part) {
+            ("$ref", Value::String(path)) => path.replace("#/$defs/", &format!("#/$defs/{operator}.")).into(),
+            ("items" | "additionalProperties", Value::Object(_)) => value(part, operator),
+            ("properties", Value::Object(fields)) => {
+                let field = |(name, field): (&String, &Value)| (name.clone(), value(field, operator));
+                Value::Object(fields.iter().map(field).collect())
+            }
+            ("anyOf" | "oneOf" | "allOf", Value::Array(branches)) => {
+                branches.iter().map(|branch| inside(branch, operator)).collect()
+            }
+            _ => part.clone(),
+        };
+        (key.clone(), part)
+    };
+    Value::Object(map.iter().map(part).collect())
+}
+
+/// See `sluice_engine::expect`.
+fn expectation() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "stage": { "$ref": "#/$defs/reference" },
+            "where": {
+                "description": "Columns and their values: they must single out one row.",
+                "type": "object",
+                "additionalProperties": { "type": ["string", "number", "boolean", "null"] }
+            },
+            "column": { "description": "The column to look at.", "type": "string", "default": "value" },
+            "value": { "description": "What it must be.", "type": ["number", "string"] },
+            "within": { "description": "How far it may be from `value`.", "type": "number", "default": 0 },
+            "at_least": { "type": "number" },
+            "at_most": { "type": "number" }
+        },
+        "required": ["stage"],
+        "anyOf": [{ "required": ["value"] }, { "required": ["at_least"] }, { "required": ["at_most"] }],
+        "additionalProperties": false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every `$ref` of the schema leads somewhere.
+    #[test]
+    fn references_resolve() {
+        fn walk(at: &Value, root: &Value, found: &mut usize) {
+            match at {
+                Value::Object(map) => {
+                    if let Some(path) = map.get("$ref").and_then(Value::as_str) {
+                        let pointer = path.strip_prefix('#').expect("a local reference");
+                        assert!(root.pointer(pointer).is_some(), "{path} leads nowhere");
+                        *found += 1;
+                    }
+                    map.values().for_each(|part| walk(part, root, found));
+                }
+                Value::Array(parts) => parts.iter().for_each(|part| walk(part, root, found)),
+                _ => {}
+            }
+        }
+        let schema = schema(&sluice_operators::registry());
+        let mut found = 0;
+        walk(&schema, &schema, &mut found);
+        assert!(found > 100, "{found} references");
+    }
+
+    #[test]
+    fn a_stage_has_its_fields_inputs_and_parameters() {
+        let schema = schema(&sluice_operators::registry());
+        let core = &schema["$defs"]["stage.filter_kcore"];
+        assert_eq!(core["properties"]["op"]["const"], "filter_kcore");
+        assert_eq!(core["properties"]["k"]["anyOf"][1]["$ref"], "#/$defs/param");
+        assert_eq!(core["additionalProperties"], false);
+        let scores = &schema["$defs"]["stage.score_ranking"];
+        assert!(scores["properties"].get("input").is_none(), "it reads several");
+        assert_eq!(scores["properties"]["inputs"]["required"], json!(["ranked", "targets"]));
+        let table = &schema["$defs"]["stage.tabulate_metrics"]["properties"]["inputs"];
+        assert_eq!(table["additionalProperties"]["$ref"], "#/$defs/reference");
+    }
+}
