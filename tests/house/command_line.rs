@@ -81,7 +81,7 @@ fn an_artifact_can_be_looked_at() {
         "order.out: 16 rows",
         "made by audit_order",
         "  fact: Utf8",
-        "  value: UInt64",
+        "  value: Int64",
         "users  ",
     ] {
         assert!(order.contains(words), "no \"{words}\" in:\n{order}");

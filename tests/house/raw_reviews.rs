@@ -10,7 +10,7 @@ stages:
   records: { op: dedup, input: beauty, by: [record] }
   gifts:   { op: ingest_interactions, path: Gift_Cards_5.jsonl.gz }
   meta:    { op: ingest_items, path: meta_Gift_Cards.jsonl.gz }
-  items:   { op: join_items, inputs: { items: meta, interactions: gifts }, missing: fail }
+  items:   { op: join_items, inputs: { items: meta, interactions: gifts }, missing: error }
   order:   { op: audit_order, input: gifts }
 expect:
   - { stage: order, where: { fact: users }, value: 458 }
