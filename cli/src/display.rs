@@ -82,26 +82,22 @@ pub fn head(table: &Table, rows: usize) -> Result<String> {
 
 /// The batch with its floating-point columns as text of at most six decimals.
 fn rounded(batch: &RecordBatch) -> Result<RecordBatch> {
-    let columns = batch
-        .schema()
-        .fields()
-        .iter()
-        .zip(batch.columns())
-        .map(|(field, column)| {
-            let column = match field.data_type() {
-                DataType::Float32 | DataType::Float64 => {
-                    let numbers = arrow::compute::cast(column, &DataType::Float64)?;
-                    let text = |number: f64| match format!("{number:.6}") {
-                        text if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_string(),
-                        text => text,
-                    };
-                    let numbers = numbers.as_primitive::<Float64Type>();
-                    Arc::new(numbers.iter().map(|number| number.map(text)).collect::<StringArray>()) as ArrayRef
-                }
-                _ => column.clone(),
-            };
-            Ok((field.name().clone(), column))
-        });
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        let column = match field.data_type() {
+            DataType::Float32 | DataType::Float64 => {
+                let numbers = arrow::compute::cast(column, &DataType::Float64)?;
+                let text = |number: f64| match format!("{number:.6}") {
+                    text if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+                    text => text,
+                };
+                let numbers = numbers.as_primitive::<Float64Type>();
+                Arc::new(numbers.iter().map(|number| number.map(text)).collect::<StringArray>()) as ArrayRef
+            }
+            _ => column.clone(),
+        };
+        Ok((field.name().clone(), column))
+    });
     Ok(RecordBatch::try_from_iter(columns.collect::<Result<Vec<_>>>()?)?)
 }
 
