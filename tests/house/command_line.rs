@@ -65,9 +65,24 @@ show: [order]
 #[test]
 fn an_artifact_can_be_looked_at() {
     let sluice = Sluice::with(&[("look.yaml", PIPELINE)]);
+    // Looking makes no store; a store may hold no run of this pipeline.
     let none = sluice.run(&["show", "order"]);
     assert_eq!(none.code, 2);
-    assert!(none.err.contains("error[no-run]"), "{}", none.err);
+    assert!(
+        none.err.contains("error[no-store]") && none.err.contains("hint: "),
+        "{}",
+        none.err
+    );
+    assert!(!sluice.path(".sluice").exists());
+    sluice.write("other.yaml", PIPELINE.replace("pipeline: look", "pipeline: other"));
+    sluice.succeed(&["run", "other.yaml", "--quiet"]);
+    let none = sluice.run(&["show", "order", "--pipeline", "look.yaml"]);
+    assert_eq!(none.code, 2);
+    assert!(
+        none.err.contains("error[no-run]") && none.err.contains("\"look\""),
+        "{}",
+        none.err
+    );
 
     let run = sluice.succeed(&["run", "look.yaml"]);
     assert!(
