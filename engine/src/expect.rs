@@ -1,4 +1,4 @@
-//! `expect:` in a pipeline: what must hold of the results, checked after every run.
+//! `expect:` in a pipeline: what must hold of the results, checked after every run of the pipeline as it is written.
 //!
 //! ```yaml
 //! expect:
