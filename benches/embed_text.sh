@@ -12,7 +12,7 @@ venv=${VENV:-.venv-bench}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cargo build --release --quiet
-zcat "$data/amazon2014-beauty/items.jsonl.gz" | head -n "$items" > "$work/items.jsonl"
+zcat "$data/amazon2014-beauty/items.jsonl.gz" | sed -n "1,${items}p" > "$work/items.jsonl"
 ln -s "$data/all-MiniLM-L6-v2-f16" "$work/model"
 cat > "$work/p.yaml" <<'YAML'
 pipeline: embed

@@ -8,7 +8,6 @@ use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::DataType;
 use sluice_engine::harness::Harness;
 use sluice_engine::operator::OUT;
-use sluice_engine::table::Table;
 use sluice_engine::text::render;
 
 use super::*;
@@ -424,51 +423,5 @@ fn one_data_set_in_three_formats_gives_the_same_sequences() {
     assert_eq!(
         sequences("amazon2014-beauty/original_format_letter/Beauty.inter.json.gz", 1).unwrap(),
         table
-    );
-}
-
-/// `cargo test --release -p sluice-operators -- --ignored --nocapture ten_million`
-#[test]
-#[ignore = "a measurement"]
-#[allow(clippy::print_stderr)]
-fn ten_million_rows_of_csv() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut file = std::io::BufWriter::new(std::fs::File::create(folder.path().join("x.csv")).unwrap());
-    file.write_all(b"userId,movieId,rating,timestamp\n").unwrap();
-    for row in 0..10_000_000u64 {
-        let bits = row.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
-        writeln!(
-            file,
-            "{},{},{}.5,{}",
-            bits % 200_000,
-            bits % 26_000,
-            bits % 5,
-            1_000_000_000 + bits % 500_000_000
-        )
-        .unwrap();
-    }
-    file.flush().unwrap();
-    let bytes = std::fs::metadata(folder.path().join("x.csv")).unwrap().len();
-    let config = IngestInteractions {
-        path: Paths::One(folder.path().join("x.csv").to_string_lossy().into_owned()),
-        ..Default::default()
-    };
-    let context = testdata::context(&Harness::default(), IngestInteractions::NAME);
-    let started = std::time::Instant::now();
-    let (mut rows, mut reading) = (0, std::time::Duration::ZERO);
-    let mut source = config.open(&context, 0).unwrap();
-    loop {
-        let before = std::time::Instant::now();
-        let block = source.next().unwrap();
-        reading += before.elapsed();
-        let Some(block) = block else { break };
-        let tables = config
-            .run(&context, Tables::new().with(BLOCKS, Table::new(block)))
-            .unwrap();
-        rows += tables.table(OUT).unwrap().rows().unwrap();
-    }
-    eprintln!(
-        "{rows} rows, {bytes} bytes in {:.2?}, {reading:.2?} of it in the source",
-        started.elapsed()
     );
 }
