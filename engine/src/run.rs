@@ -164,9 +164,7 @@ pub fn run(
             let boxed: Option<Box<dyn Coordinator>> = coordinator.take().map(|scheduler| Box::new(scheduler) as _);
             let thread = scope.spawn(|| execute(job, &resources, boxed));
             receiver.iter().for_each(|event| watch.event(&event));
-            thread
-                .join()
-                .unwrap_or_else(|panic| Err(Error::internal(format!("the runtime panicked: {panic:?}"))))
+            thread.join().unwrap_or_else(|_| Err(lost(resources.hosts.is_some())))
         })
     };
     let mut state = match state.lock() {
@@ -251,6 +249,15 @@ impl Memory for StoreMemory<'_> {
             .iter()
             .filter_map(|path| Some((name(path), self.digests.get(path)?.clone())))
             .collect()
+    }
+}
+
+/// Timely ends with a panic in its communication threads when another process goes away.
+fn lost(hosts: bool) -> Error {
+    match hosts {
+        true => Error::device("lost-process", "another process of the run was lost")
+            .hint("what was published is safe; start all processes again to continue"),
+        false => Error::internal("the runtime panicked; the lines above say where"),
     }
 }
 
