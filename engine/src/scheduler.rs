@@ -175,7 +175,7 @@ impl State {
 
     fn start(&mut self, index: usize, published: BTreeMap<String, String>, peers: usize) -> Start {
         let stage = &self.graph.stages[index];
-        let attempt = format!("{}-{}-{}", std::process::id(), self.run, stage.name);
+        let attempt = Store::attempt_name(&format!("{}-{}", self.run, stage.name));
         self.pending.push(Event::StageStarted {
             stage: stage.name.clone(),
             operator: stage.entry.name.to_string(),

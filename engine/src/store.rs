@@ -228,14 +228,23 @@ impl Store {
         let _ = fs::remove_dir_all(self.attempt_folder(attempt));
     }
 
-    /// Removes attempts of processes of this machine that are gone. Attempts are named `<pid>-...`.
+    /// The name of an attempt by this process: `<pid>@<host>-<label>`.
+    pub fn attempt_name(label: &str) -> String {
+        format!("{}@{}-{label}", std::process::id(), host())
+    }
+
+    /// Removes attempts of processes of this machine that are gone. Those of other hosts on a shared store stay.
     pub fn discard_abandoned(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("tmp")) else {
             return;
         };
+        let host = host();
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().to_string();
-            let pid = name.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
+            let owner = name
+                .split_once('@')
+                .filter(|(_, rest)| rest.starts_with(&format!("{host}-")));
+            let pid = owner.and_then(|(pid, _)| pid.parse::<u32>().ok());
             if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists() && Path::new("/proc/self").exists()) {
                 self.discard(&name);
             }
@@ -409,6 +418,15 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
             Err(error) => return Err(Error::io("read", path, &error)),
         }
     }
+}
+
+/// The name of this machine, as far as a file name can hold it.
+fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .collect()
 }
 
 fn static_digest(preimage: &Preimage) -> String {
