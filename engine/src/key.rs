@@ -37,7 +37,7 @@ impl Preimage {
             operator: stage.entry.name.to_string(),
             version: stage.entry.version,
             config: stage.keyed_config(),
-            seed: stage.entry.seeded.then_some(seed),
+            seed: stage.operator.seeded().then_some(seed),
             files,
             inputs: BTreeMap::new(),
         }

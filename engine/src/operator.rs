@@ -34,18 +34,34 @@ pub type Notes = Map<String, Value>;
 
 /// A step of a pipeline. The implementing struct is its config; its doc comment is its reference page.
 ///
-/// Config fields are part of the key unless marked `#[schemars(extend("x-resource" = true))]`;
-/// a field without a meaningful default is marked `#[schemars(extend("x-required" = true))]`.
+/// Config fields are part of the key unless marked `#[schemars(extend("x-resource" = true))]`. Those marked
+/// `#[schemars(extend("x-extent" = true))]` say how far to go (steps, epochs): they are part of the key, but not of the
+/// lineage under which checkpoints are kept, where [`Operator::extendable`] says so. A field without a meaningful default is marked `#[schemars(extend("x-required" = true))]`.
 /// The struct carries `#[serde(default, deny_unknown_fields)]` and `impl Default` is the only home of defaults.
 pub trait Operator: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// The name in pipelines: a verb and its object.
     const NAME: &'static str;
     /// Bumped when equal input would give different output.
     const VERSION: u32;
-    /// Whether `run` draws random numbers (then the run's seed is part of the key).
+    /// Whether `run` may draw random numbers; see [`Operator::seeded`].
     const SEEDED: bool = false;
     /// The input ports. A single required port is connected by `input:`.
     const INPUTS: &'static [Input] = &[];
+
+    /// Whether `run` draws random numbers under this config; then the seed is part of the key.
+    fn seeded(&self) -> bool {
+        Self::SEEDED
+    }
+
+    /// How far two runs of equal input agree.
+    fn determinism(&self) -> Determinism {
+        Determinism::Exact
+    }
+
+    /// Whether a longer extent (fields marked `x-extent`) may go on from the state that a shorter one left.
+    fn extendable(&self) -> bool {
+        false
+    }
 
     /// Checks config and input schemas, and declares ports and distribution. Reads no rows.
     /// Problems go to [`Binding::problem`]; binding goes on, so that all of them are reported at once.
@@ -69,6 +85,16 @@ pub trait Operator: Default + Serialize + DeserializeOwned + JsonSchema + Send +
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, _outputs: &Tables) -> Result<Notes> {
         Ok(Notes::new())
     }
+}
+
+/// How far two runs of equal input agree, on one kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Determinism {
+    /// To the bit.
+    Exact,
+    /// Numbers within this much of each other, relative to the larger of the two or to 1; all else equal.
+    Tolerance(f64),
 }
 
 /// An input port of an operator.
@@ -378,6 +404,32 @@ impl Cancel {
     }
 }
 
+/// Where a long stage may keep its state, and how often.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// A folder that belongs to this stage's lineage: config apart from the extent, seed, files, inputs. What is in it
+    /// survives a killed run. States must be written whole or not at all.
+    pub folder: PathBuf,
+    /// Time between two states.
+    pub every: std::time::Duration,
+}
+
+/// What the store holds of the same operator with the same config over other inputs.
+pub trait Earlier: Send + Sync {
+    /// Inputs and outputs of earlier results, newest first. Opened one by one, so that whoever looks no further than the
+    /// newest reads no more.
+    fn results(&self) -> Box<dyn Iterator<Item = (Tables, Tables)> + '_>;
+}
+
+/// Nothing earlier.
+pub struct Never;
+
+impl Earlier for Never {
+    fn results(&self) -> Box<dyn Iterator<Item = (Tables, Tables)> + '_> {
+        Box::new(std::iter::empty())
+    }
+}
+
 /// What `run` may use besides its inputs.
 #[derive(Clone)]
 pub struct Context {
@@ -397,6 +449,12 @@ pub struct Context {
     pub cancel: Cancel,
     /// Receives progress.
     pub report: Arc<dyn Report>,
+    /// Where to keep state, for operators that run once and long.
+    pub checkpoint: Option<Checkpoint>,
+    /// Earlier results over other inputs, for operators whose rows are independent.
+    pub earlier: Arc<dyn Earlier>,
+    /// Device ids that this stage was given, if it asked for some.
+    pub gpus: Vec<usize>,
 }
 
 impl Context {
@@ -411,6 +469,9 @@ impl Context {
             side: None,
             cancel: cancel.clone(),
             report: Arc::new(Silent),
+            checkpoint: None,
+            earlier: Arc::new(Never),
+            gpus: Vec::new(),
         }
     }
 
@@ -455,6 +516,12 @@ impl Context {
 pub trait Instance: Send + Sync {
     /// The config, every field present, in one form whatever the pipeline wrote (`1` and `1.0` are one number).
     fn config(&self) -> Map<String, Value>;
+    /// See [`Operator::seeded`].
+    fn seeded(&self) -> bool;
+    /// See [`Operator::determinism`].
+    fn determinism(&self) -> Determinism;
+    /// See [`Operator::extendable`].
+    fn extendable(&self) -> bool;
     /// See [`Operator::bind`].
     fn bind(&self, binding: &Binding) -> Bound;
     /// See [`Operator::splits`].
@@ -473,6 +540,15 @@ impl<O: Operator> Instance for O {
             Ok(Value::Object(config)) => config,
             _ => Map::new(),
         }
+    }
+    fn seeded(&self) -> bool {
+        Operator::seeded(self)
+    }
+    fn determinism(&self) -> Determinism {
+        Operator::determinism(self)
+    }
+    fn extendable(&self) -> bool {
+        Operator::extendable(self)
     }
     fn bind(&self, binding: &Binding) -> Bound {
         Operator::bind(self, binding)
@@ -502,6 +578,8 @@ pub struct Field {
     pub default: Option<Value>,
     /// Whether it stays out of the key.
     pub resource: bool,
+    /// Whether it says how far to go: part of the key, not of the lineage.
+    pub extent: bool,
 }
 
 /// What the registry knows of an operator: all of it derived from the operator's own declarations.
@@ -538,6 +616,7 @@ impl Entry {
                 about: property["description"].as_str().unwrap_or_default().to_string(),
                 default: (!flag(name, "x-required")).then(|| defaults[name].clone()),
                 resource: flag(name, "x-resource"),
+                extent: flag(name, "x-extent"),
             })
             .collect();
         Entry {

@@ -89,10 +89,19 @@ pub struct FileEntry {
     pub rows: u64,
 }
 
+/// A store elsewhere, asked when a key or an artifact is not here.
+pub trait Remote: Send + Sync {
+    /// The record of a key, if it is there.
+    fn record(&self, key: &str) -> Result<Option<KeyRecord>>;
+    /// Copies an artifact, its manifest included, into an empty folder and checks every file against its digest.
+    fn fetch(&self, digest: &str, folder: &Path) -> Result<Manifest>;
+}
+
 /// A store on a file system.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     root: PathBuf,
+    remote: Option<Arc<dyn Remote>>,
 }
 
 impl Store {
@@ -114,7 +123,15 @@ impl Store {
             fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, &error))?;
         }
         let root = fs::canonicalize(root).map_err(|error| Error::io("open", root, &error))?;
-        Ok(Store { root })
+        Ok(Store { root, remote: None })
+    }
+
+    /// The same store, which asks another one for what it lacks.
+    pub fn with_remote(self, remote: Arc<dyn Remote>) -> Store {
+        Store {
+            remote: Some(remote),
+            ..self
+        }
     }
 
     /// The folder of the store.
