@@ -113,7 +113,8 @@ impl Error {
         let (kind, code) = match error.kind() {
             std::io::ErrorKind::NotFound => (Kind::User, "file-not-found"),
             std::io::ErrorKind::PermissionDenied => (Kind::User, "permission-denied"),
-            std::io::ErrorKind::StorageFull => (Kind::Device, "disk-full"),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => (Kind::Device, "disk-full"),
+            std::io::ErrorKind::ReadOnlyFilesystem => (Kind::Device, "read-only"),
             _ => (Kind::Device, "io"),
         };
         Self::new(kind, code, format!("cannot {action} \"{}\": {error}", path.display()))
@@ -184,6 +185,12 @@ impl std::error::Error for Error {}
 impl From<arrow::error::ArrowError> for Error {
     fn from(error: arrow::error::ArrowError) -> Self {
         Error::internal(format!("arrow: {error}"))
+    }
+}
+
+impl From<parquet::errors::ParquetError> for Error {
+    fn from(error: parquet::errors::ParquetError) -> Self {
+        Error::internal(format!("parquet: {error}"))
     }
 }
 

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::key::Reason;
 use crate::operator::{Notes, Progress};
 use crate::plan::Action;
+use crate::store::Usage;
 
 /// Something that happened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +22,8 @@ pub enum Event {
         pipeline: String,
         /// Number of stages.
         stages: usize,
+        /// The fingerprint of the plan.
+        plan: String,
     },
     /// A stage was planned.
     StagePlanned {
@@ -28,7 +32,7 @@ pub enum Event {
         /// What the plan says.
         action: Action,
         /// Because of what.
-        because: Vec<String>,
+        because: Vec<Reason>,
     },
     /// An artifact of an earlier run, or of an equal stage, is used.
     StageReused {
@@ -38,8 +42,15 @@ pub enum Event {
         key: String,
         /// Rows by output port.
         rows: BTreeMap<String, u64>,
-        /// Whether the plan could not know: inputs came out equal.
+        /// Whether the plan could not know: inputs came out equal, or someone else made it in the meantime.
         cut_off: bool,
+    },
+    /// Another run works on the same stage; this one waits for its result.
+    StageWaiting {
+        /// The stage.
+        stage: String,
+        /// Who works on it.
+        holder: String,
     },
     /// A stage begins to run.
     StageStarted {
@@ -47,6 +58,8 @@ pub enum Event {
         stage: String,
         /// Its operator.
         operator: String,
+        /// Devices it was given.
+        gpus: Vec<usize>,
     },
     /// A running stage tells how far it is.
     StageProgress {
@@ -67,8 +80,24 @@ pub enum Event {
         bytes: u64,
         /// Wall-clock seconds.
         seconds: f64,
+        /// What of the machine it used.
+        usage: Usage,
         /// What the operator said.
         notes: Notes,
+    },
+    /// A stage was run again and compared with its artifacts (`sluice verify`).
+    StageVerified {
+        /// The stage.
+        stage: String,
+        /// Whether it agrees, to the bit or within the operator's tolerance.
+        agrees: bool,
+        /// How it compares, by output port.
+        outputs: BTreeMap<String, String>,
+    },
+    /// The stage was taken over while this process was stopped; what it made is dropped.
+    StageLost {
+        /// The stage.
+        stage: String,
     },
     /// A stage failed; nothing of it was published.
     StageFailed {
@@ -76,6 +105,13 @@ pub enum Event {
         stage: String,
         /// Why.
         error: Error,
+    },
+    /// A stage cannot run because one above it failed.
+    StageBlocked {
+        /// The stage.
+        stage: String,
+        /// The one that failed.
+        failed: String,
     },
     /// The run is over.
     RunFinished {
@@ -85,11 +121,44 @@ pub enum Event {
         ran: usize,
         /// Stages that were reused.
         reused: usize,
+        /// Stages that failed.
+        failed: usize,
+        /// Stages that could not run because others failed.
+        blocked: usize,
         /// Wall-clock seconds.
         seconds: f64,
         /// Whether every stage is done.
         ok: bool,
     },
+}
+
+impl Event {
+    /// The stage it is about.
+    pub fn stage(&self) -> Option<&str> {
+        match self {
+            Event::RunStarted { .. } | Event::RunFinished { .. } => None,
+            Event::StagePlanned { stage, .. }
+            | Event::StageReused { stage, .. }
+            | Event::StageWaiting { stage, .. }
+            | Event::StageStarted { stage, .. }
+            | Event::StageProgress { stage, .. }
+            | Event::StageFinished { stage, .. }
+            | Event::StageVerified { stage, .. }
+            | Event::StageLost { stage }
+            | Event::StageFailed { stage, .. }
+            | Event::StageBlocked { stage, .. } => Some(stage),
+        }
+    }
+}
+
+/// An event and when it happened, as a line of `events.jsonl`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Milliseconds since 1970, UTC.
+    pub at: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
 }
 
 /// Watches a run. Called from the thread that drives the run; must not block.

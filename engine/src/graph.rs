@@ -1,16 +1,19 @@
 //! The checked pipeline: every stage with its operator, full config, edges and bound shapes, in topological order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, did_you_mean};
-use crate::operator::{Binding, Bound, Distribution, Entry, Instance, Registry};
-use crate::spec::{Reference, Spec, StageSpec};
+use crate::gather::Gather;
+use crate::operator::{Binding, Bound, Distribution, Entry, Instance, OUT, Registry};
+use crate::slots::Slots;
+use crate::spec::{Reference, Select, Spec, StageSpec};
+use crate::sweep::{Point, Target, text};
 use crate::table::Shape;
-use crate::yaml::Span;
+use crate::yaml::{Node, Span};
 
 /// The port name in [`Operator::INPUTS`](crate::operator::Operator::INPUTS) that admits inputs of any further name.
 pub const ANY: &str = "*";
@@ -26,13 +29,34 @@ pub struct Graph {
     pub stages: Vec<Stage>,
     /// Stage and port of the tables to print at the end.
     pub show: Vec<(usize, String)>,
+    /// What the sweep is, if there is one.
+    pub sweep: Option<Extent>,
+}
+
+/// How large a sweep is, and what its axes reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Points of the sweep.
+    pub trials: usize,
+    /// Stages there would be if every trial were a pipeline of its own.
+    pub instances: usize,
+    /// Stages as written that an axis reaches, by axis.
+    pub reach: Vec<(String, Vec<String>)>,
 }
 
 /// A checked stage.
 #[derive(Clone)]
 pub struct Stage {
-    /// Its name.
+    /// Its name: `tiger`, or `tiger[size=13m,seed=2]` where axes of a sweep reach it.
     pub name: String,
+    /// The stage as written.
+    pub base: String,
+    /// Axes that reach it, with its values.
+    pub point: Vec<(String, Value)>,
+    /// The seed that its random numbers come from.
+    pub seed: u64,
+    /// What of the machine it takes while it runs; not part of the key.
+    pub slots: Slots,
     /// What the registry knows of its operator.
     pub entry: Arc<Entry>,
     /// The full config, defaults filled in.
@@ -87,11 +111,27 @@ impl Graph {
     pub fn build(spec: &Spec, registry: &Registry, data_root: &Path) -> Result<Graph, Vec<Error>> {
         let mut builder = Builder {
             spec,
+            registry,
+            data_root,
             problems: Vec::new(),
+            position: spec
+                .stages
+                .iter()
+                .enumerate()
+                .map(|(index, template)| (template.name.name.as_str(), index))
+                .collect(),
+            graph: Graph {
+                pipeline: spec.pipeline.clone(),
+                seed: spec.seed,
+                stages: Vec::new(),
+                show: Vec::new(),
+                sweep: None,
+            },
+            built: vec![Built::default(); spec.stages.len()],
         };
-        let graph = builder.graph(registry, data_root);
+        builder.stages();
         if builder.problems.is_empty() {
-            Ok(graph)
+            Ok(builder.graph)
         } else {
             Err(builder.problems)
         }
@@ -101,108 +141,258 @@ impl Graph {
     pub fn stage(&self, name: &str) -> Option<usize> {
         self.stages.iter().position(|stage| stage.name == name)
     }
+
+    /// The stages that a text such as `tiger`, `tiger[size=13m]` or `metrics[*]` means: one by its full name, or every
+    /// instance that agrees with the values named.
+    pub fn find(&self, name: &str) -> Result<Vec<usize>, Error> {
+        if let Some(index) = self.stage(name) {
+            return Ok(vec![index]);
+        }
+        let reference = Reference::parse(name, Span::default())?;
+        let instances: Vec<usize> = (0..self.stages.len())
+            .filter(|index| self.stages[*index].base == reference.stage)
+            .collect();
+        let agrees = |index: &usize| {
+            reference.select.axes.iter().all(|(axis, wanted)| {
+                let value = self.stages[*index].point.iter().find(|(name, _)| name == axis);
+                value.is_some_and(|(_, value)| wanted.as_ref().is_none_or(|wanted| text(value) == *wanted))
+            })
+        };
+        let found: Vec<usize> = instances.iter().copied().filter(agrees).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let names = match instances.is_empty() {
+            true => self.stages.iter().map(|stage| stage.base.as_str()).collect(),
+            false => instances.iter().map(|index| self.stages[*index].name.as_str()).collect::<Vec<_>>(),
+        };
+        let mut error = Error::user("unknown-stage", format!("unknown stage \"{name}\""));
+        error.hint = did_you_mean(name, names.iter().copied());
+        if !instances.is_empty() {
+            let some: Vec<&str> = names.into_iter().take(12).collect();
+            error = error.detail(format!("its instances: {}", some.join(", ")));
+        }
+        Err(error)
+    }
+
+    /// For every stage the stages that read it.
+    pub fn readers(&self) -> Vec<Vec<usize>> {
+        let mut readers = vec![Vec::new(); self.stages.len()];
+        for (index, stage) in self.stages.iter().enumerate() {
+            for edge in &stage.inputs {
+                if readers[edge.stage].last() != Some(&index) {
+                    readers[edge.stage].push(index);
+                }
+            }
+        }
+        readers
+    }
+}
+
+/// What has become of a stage as written.
+#[derive(Clone, Default)]
+struct Built {
+    /// Axes that reach it, in order.
+    axes: Vec<usize>,
+    /// Its instances by point; `None` where one could not be built, which was reported.
+    instances: BTreeMap<Point, Option<usize>>,
+    /// Whether something above it gathers instances.
+    gathered: bool,
+}
+
+/// A stage's config as the pipeline says it, and the keys that every stage may have.
+struct Config {
+    full: Map<String, Value>,
+    operator: Arc<dyn Instance>,
+    seed: Option<u64>,
+    slots: Slots,
 }
 
 struct Builder<'a> {
     spec: &'a Spec,
+    registry: &'a Registry,
+    data_root: &'a Path,
     problems: Vec<Error>,
+    /// Index of a stage as written by name.
+    position: BTreeMap<&'a str, usize>,
+    graph: Graph,
+    built: Vec<Built>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     fn problem(&mut self, span: Span, error: Error) {
-        self.problems.push(error.at(self.spec.place(span)));
+        let error = error.at(self.spec.place(span));
+        // Instances of one stage have their problems in common.
+        if !self.problems.contains(&error) {
+            self.problems.push(error);
+        }
     }
 
-    fn graph(&mut self, registry: &Registry, data_root: &Path) -> Graph {
-        let mut graph = Graph {
-            pipeline: self.spec.pipeline.clone(),
-            seed: self.spec.seed,
-            stages: Vec::new(),
-            show: Vec::new(),
-        };
-        // Index in the file -> index in the graph, for stages that could be built.
-        let mut built: BTreeMap<usize, usize> = BTreeMap::new();
+    fn stages(&mut self) {
         for index in self.order() {
-            let stage = &self.spec.stages[index];
-            let Some(entry) = registry.get(&stage.op.name) else {
-                let mut error = Error::user("unknown-operator", format!("unknown operator \"{}\"", stage.op.name));
-                error.hint = did_you_mean(&stage.op.name, registry.iter().map(|entry| entry.name))
-                    .or_else(|| Some("\"sluice ops\" lists the operators".into()));
-                self.problem(stage.op.span, error);
-                continue;
-            };
-            let config = self.config(stage, entry);
-            let edges = self.edges(stage, entry, &built, &graph);
-            let Some((config, operator)) = config else { continue };
-            let shapes: BTreeMap<String, Shape> = edges
-                .iter()
-                .map(|(port, _, edge)| {
-                    let shape = edge
-                        .as_ref()
-                        .and_then(|edge| graph.stages[edge.stage].bound.shape(&edge.output));
-                    (port.clone(), shape.cloned().unwrap_or(Shape::Unknown))
-                })
-                .collect();
-            let binding = Binding::new(data_root, &shapes);
-            let bound = operator.bind(&binding);
-            for problem in binding.into_problems() {
-                let field = problem.field.as_ref().and_then(|field| {
-                    let head = field.split('.').next().unwrap_or(field);
-                    stage
-                        .config
-                        .iter()
-                        .find(|(key, _)| key.name == head)
-                        .map(|(_, node)| node.span)
-                });
-                let input = problem.input.as_ref().and_then(|input| {
-                    edges
-                        .iter()
-                        .find(|(port, _, _)| port == input)
-                        .map(|(_, span, _)| *span)
-                });
-                let mut error = problem.error;
-                if let (Some(name), None) = (&problem.field, field) {
-                    error = error.detail(format!("\"{name}\" has its default here"));
-                }
-                self.problem(field.or(input).unwrap_or(stage.name.span), error);
+            self.template(index);
+        }
+        for reference in &self.spec.show {
+            for (stage, output) in self.shown(reference) {
+                self.graph.show.push((stage, output));
             }
-            built.insert(index, graph.stages.len());
-            graph.stages.push(Stage {
-                name: stage.name.name.clone(),
-                entry: Arc::new(entry.clone()),
-                config,
-                operator,
-                inputs: edges.into_iter().filter_map(|(_, _, edge)| edge).collect(),
-                bound,
+        }
+        if !self.spec.sweep.axes.is_empty() {
+            let trials = self.spec.sweep.points.len();
+            let reach = |axis: usize| {
+                let reached = (0..self.built.len()).filter(|index| self.built[*index].axes.contains(&axis));
+                reached.map(|index| self.spec.stages[index].name.name.clone()).collect()
+            };
+            let axes = self.spec.sweep.axes.iter().enumerate();
+            let gathers = self.graph.stages.iter().filter(|stage| stage.entry.name == Gather::ENTRY);
+            self.graph.sweep = Some(Extent {
+                trials,
+                instances: gathers.count()
+                    + self
+                        .built
+                        .iter()
+                        .map(|built| match built.gathered {
+                            true => built.instances.len(),
+                            false => trials,
+                        })
+                        .sum::<usize>(),
+                reach: axes.map(|(index, axis)| (axis.name.name.clone(), reach(index))).collect(),
             });
         }
-        let show = self.spec.show.clone();
-        for reference in &show {
-            if let Some(edge) = self.resolve(String::new(), reference, &built, &graph) {
-                graph.show.push((edge.stage, edge.output));
-            }
-        }
-        graph
     }
 
-    /// Stages in topological order, ties in the order of the file; stages on a cycle are reported and left out.
+    /// Builds every instance of a stage as written.
+    fn template(&mut self, index: usize) {
+        let spec = self.spec;
+        let template = &spec.stages[index];
+        let mut configs: Vec<Option<Config>> = Vec::new();
+        let mut axes: BTreeSet<usize> = template.axes.iter().copied().collect();
+        let mut gathered = false;
+        for (_, stage) in &template.variants {
+            configs.push(self.config(stage));
+            for (_, reference) in &stage.inputs {
+                let Some(&read) = self.position.get(reference.stage.as_str()) else { continue };
+                gathered |= reference.select.gathers() || self.built[read].gathered;
+                axes.extend(self.followed(read, &reference.select));
+            }
+        }
+        // The seed of the run reaches what draws random numbers and has no seed of its own.
+        let draws = configs
+            .iter()
+            .flatten()
+            .any(|config| config.seed.is_none() && config.operator.seeded());
+        if draws {
+            axes.extend((0..spec.sweep.axes.len()).filter(|axis| spec.sweep.sets(*axis, |target| *target == Target::Seed)));
+        }
+        let axes: Vec<usize> = axes.into_iter().collect();
+        let mut built = Built {
+            axes: axes.clone(),
+            instances: BTreeMap::new(),
+            gathered,
+        };
+        for point in spec.sweep.project(&axes) {
+            let own: Point = point.iter().copied().filter(|(axis, _)| template.axes.contains(axis)).collect();
+            let variant = template.variants.iter().position(|(variant, _)| *variant == own);
+            let instance = variant.and_then(|variant| {
+                let config = configs[variant].as_ref();
+                self.instance(&template.variants[variant].1, config, &point)
+            });
+            built.instances.insert(point, instance);
+        }
+        self.built[index] = built;
+    }
+
+    /// Axes of a stage that whoever reads it by `select` shares.
+    fn followed(&self, read: usize, select: &Select) -> Vec<usize> {
+        let named = |axis: usize| {
+            let name = &self.spec.sweep.axes[axis].name.name;
+            select.all || select.axes.iter().any(|(wanted, _)| wanted == name)
+        };
+        self.built[read].axes.iter().copied().filter(|axis| !named(*axis)).collect()
+    }
+
+    fn instance(&mut self, stage: &StageSpec, config: Option<&Config>, point: &Point) -> Option<usize> {
+        let entry = self.registry.get(&stage.op.name)?;
+        let edges = self.edges(stage, entry, point);
+        let config = config?;
+        let mut seed = config.seed.unwrap_or(self.spec.seed);
+        for (_, value) in self
+            .spec
+            .sweep
+            .settings(point)
+            .filter(|(target, _)| *target == Target::Seed && config.seed.is_none())
+        {
+            match value.value().as_u64() {
+                Some(value) => seed = value,
+                None => self.problem(value.span, Error::user("bad-value", "a seed is a whole number, 0 or more")),
+            }
+        }
+        let bound = self.bind(stage, &config.operator, &edges);
+        let sweep = &self.spec.sweep;
+        let labels = point.iter().map(|at| (sweep.axes[at.0].name.name.clone(), sweep.label(*at).clone()));
+        self.graph.stages.push(Stage {
+            name: format!("{}{}", stage.name.name, sweep.suffix(point)),
+            base: stage.name.name.clone(),
+            point: labels.collect(),
+            seed,
+            slots: config.slots.clone(),
+            entry: Arc::new(entry.clone()),
+            config: config.full.clone(),
+            operator: config.operator.clone(),
+            inputs: edges.into_iter().filter_map(|(_, _, edge)| edge).collect(),
+            bound,
+        });
+        Some(self.graph.stages.len() - 1)
+    }
+
+    fn bind(&mut self, stage: &StageSpec, operator: &Arc<dyn Instance>, edges: &[(String, Span, Option<Edge>)]) -> Bound {
+        let shapes: BTreeMap<String, Shape> = edges
+            .iter()
+            .map(|(port, _, edge)| {
+                let shape = edge
+                    .as_ref()
+                    .and_then(|edge| self.graph.stages[edge.stage].bound.shape(&edge.output));
+                (port.clone(), shape.cloned().unwrap_or(Shape::Unknown))
+            })
+            .collect();
+        let binding = Binding::new(self.data_root, &shapes);
+        let bound = operator.bind(&binding);
+        for problem in binding.into_problems() {
+            let field = problem.field.as_ref().and_then(|field| {
+                let head = field.split('.').next().unwrap_or(field);
+                let found = stage.config.iter().find(|(key, _)| key.name == head);
+                found.map(|(_, node)| node.span)
+            });
+            let input = problem.input.as_ref().and_then(|input| {
+                let found = edges.iter().find(|(port, _, _)| port == input);
+                found.map(|(_, span, _)| *span)
+            });
+            let mut error = problem.error;
+            if let (Some(name), None) = (&problem.field, field) {
+                error = error.detail(format!("\"{name}\" has its default here"));
+            }
+            self.problem(field.or(input).unwrap_or(stage.name.span), error);
+        }
+        bound
+    }
+
+    /// Stages as written in topological order, ties in the order of the file; those on a cycle are reported and left
+    /// out.
     fn order(&mut self) -> Vec<usize> {
         let stages = &self.spec.stages;
-        let position: BTreeMap<&str, usize> = stages
+        let reads: Vec<Vec<usize>> = stages
             .iter()
-            .enumerate()
-            .map(|(index, stage)| (stage.name.name.as_str(), index))
+            .map(|template| {
+                let inputs = template.variants.iter().flat_map(|(_, stage)| &stage.inputs);
+                inputs
+                    .filter_map(|(_, reference)| self.position.get(reference.stage.as_str()).copied())
+                    .collect()
+            })
             .collect();
-        let reads = |index: usize| {
-            stages[index]
-                .inputs
-                .iter()
-                .filter_map(|(_, reference)| position.get(reference.stage.as_str()).copied())
-        };
         let mut order = Vec::new();
         let mut placed = vec![false; stages.len()];
         while let Some(next) =
-            (0..stages.len()).find(|&index| !placed[index] && reads(index).all(|upstream| placed[upstream]))
+            (0..stages.len()).find(|&index| !placed[index] && reads[index].iter().all(|&upstream| placed[upstream]))
         {
             placed[next] = true;
             order.push(next);
@@ -212,8 +402,9 @@ impl Builder<'_> {
             let mut path = vec![start];
             let cycle = loop {
                 let last = *path.last().expect("a path has a start");
-                let next = reads(last)
-                    .find(|&upstream| !placed[upstream])
+                let next = *reads[last]
+                    .iter()
+                    .find(|&&upstream| !placed[upstream])
                     .expect("an unplaced stage reads one");
                 if let Some(at) = path.iter().position(|&index| index == next) {
                     path.push(next);
@@ -221,11 +412,7 @@ impl Builder<'_> {
                 }
                 path.push(next);
             };
-            let names: Vec<&str> = cycle
-                .iter()
-                .rev()
-                .map(|&index| stages[index].name.name.as_str())
-                .collect();
+            let names: Vec<&str> = cycle.iter().rev().map(|&index| stages[index].name.name.as_str()).collect();
             self.problem(
                 stages[cycle[0]].name.span,
                 Error::user(
@@ -238,11 +425,35 @@ impl Builder<'_> {
         order
     }
 
-    fn config(&mut self, stage: &StageSpec, entry: &Entry) -> Option<(Map<String, Value>, Arc<dyn Instance>)> {
+    fn config(&mut self, stage: &StageSpec) -> Option<Config> {
+        let Some(entry) = self.registry.get(&stage.op.name) else {
+            let mut error = Error::user("unknown-operator", format!("unknown operator \"{}\"", stage.op.name));
+            error.hint = did_you_mean(&stage.op.name, self.registry.iter().map(|entry| entry.name))
+                .or_else(|| Some("\"sluice ops\" lists the operators".into()));
+            self.problem(stage.op.span, error);
+            return None;
+        };
         let before = self.problems.len();
         let mut config = entry.defaults();
+        let mut seed = None;
+        let mut slots = Slots::default();
         let names = || entry.fields.iter().map(|field| field.name.as_str());
         for (key, node) in &stage.config {
+            match (key.name.as_str(), names().any(|name| name == key.name)) {
+                ("seed", false) => {
+                    seed = node.value().as_u64();
+                    if seed.is_none() {
+                        let error = Error::user("bad-value", "\"seed\" wants a whole number, 0 or more");
+                        self.problem(node.span, error);
+                    }
+                    continue;
+                }
+                ("resources", false) => {
+                    slots = self.slots(node).unwrap_or_default();
+                    continue;
+                }
+                _ => {}
+            }
             if !names().any(|name| name == key.name) {
                 let mut error = Error::user(
                     "unknown-key",
@@ -253,7 +464,7 @@ impl Builder<'_> {
                 );
                 error.hint = did_you_mean(&key.name, names());
                 if error.hint.is_none() {
-                    let known: Vec<&str> = names().chain(["op", "input", "inputs"]).collect();
+                    let known: Vec<&str> = names().chain(["op", "input", "inputs", "seed", "resources"]).collect();
                     error = error.detail(format!("it knows: {}", known.join(", ")));
                 }
                 self.problem(key.span, error);
@@ -293,7 +504,12 @@ impl Builder<'_> {
             return None;
         }
         match entry.make(Value::Object(config.clone())) {
-            Ok(operator) => Some((operator.config(), operator)),
+            Ok(operator) => Some(Config {
+                full: operator.config(),
+                operator,
+                seed,
+                slots,
+            }),
             Err(message) => {
                 self.problem(
                     stage.name.span,
@@ -304,13 +520,23 @@ impl Builder<'_> {
         }
     }
 
+    /// `resources: { cpus: 2, memory: 8G, gpus: 1 }`.
+    fn slots(&mut self, node: &Node) -> Option<Slots> {
+        match Slots::parse(&node.value()) {
+            Ok(slots) => Some(slots),
+            Err(error) => {
+                self.problem(node.span, error);
+                None
+            }
+        }
+    }
+
     /// Input ports with their spans; an edge that cannot be resolved is `None`, so that binding can go on.
     fn edges(
         &mut self,
         stage: &StageSpec,
         entry: &Entry,
-        built: &BTreeMap<usize, usize>,
-        graph: &Graph,
+        point: &Point,
     ) -> Vec<(String, Span, Option<Edge>)> {
         let mut edges: Vec<(String, Span, Option<Edge>)> = Vec::new();
         let any = entry.inputs.iter().any(|input| input.name == ANY);
@@ -369,7 +595,7 @@ impl Builder<'_> {
                 );
                 continue;
             }
-            let edge = self.resolve(name.clone(), reference, built, graph);
+            let edge = self.resolve(name.clone(), reference, point);
             edges.push((name, reference.span, edge));
         }
         for input in entry.inputs.iter().filter(|input| input.required) {
@@ -401,39 +627,176 @@ impl Builder<'_> {
         edges
     }
 
-    fn resolve(
-        &mut self,
-        port: String,
-        reference: &Reference,
-        built: &BTreeMap<usize, usize>,
-        graph: &Graph,
-    ) -> Option<Edge> {
-        let stages = &self.spec.stages;
-        let Some(index) = stages.iter().position(|stage| stage.name.name == reference.stage) else {
+    /// The edge that a stage at `point` reads: the instance that agrees with it, or the gathered instances.
+    fn resolve(&mut self, port: String, reference: &Reference, point: &Point) -> Option<Edge> {
+        let (stage, output) = match reference.select.gathers() {
+            true => (self.gathered(reference, point)?, OUT.to_string()),
+            false => {
+                let found = self.instances(reference, point)?;
+                let stage = *found.first()?;
+                (stage, self.output(reference, stage)?)
+            }
+        };
+        Some(Edge { port, stage, output })
+    }
+
+    /// Tables under `show:`: every instance, or the gathered ones.
+    fn shown(&mut self, reference: &Reference) -> Vec<(usize, String)> {
+        if reference.select.gathers() {
+            let gathered = self.gathered(reference, &Vec::new());
+            return gathered.map(|stage| (stage, OUT.to_string())).into_iter().collect();
+        }
+        let found = self.instances(reference, &Vec::new()).unwrap_or_default();
+        found
+            .into_iter()
+            .filter_map(|stage| Some((stage, self.output(reference, stage)?)))
+            .collect()
+    }
+
+    /// Instances of the stage a reference names that agree with it and with `point`. `None` if that was reported.
+    fn instances(&mut self, reference: &Reference, point: &Point) -> Option<Vec<usize>> {
+        let Some(&read) = self.position.get(reference.stage.as_str()) else {
             let mut error = Error::user("unknown-stage", format!("unknown stage \"{}\"", reference.stage));
-            error.hint = did_you_mean(&reference.stage, stages.iter().map(|stage| stage.name.name.as_str()));
+            error.hint = did_you_mean(&reference.stage, self.position.keys().copied());
             self.problem(reference.span, error);
             return None;
         };
-        // A stage that failed to build was reported where it failed.
-        let stage = *built.get(&index)?;
-        let outputs = &graph.stages[stage].bound.outputs;
-        let output = match &reference.port {
-            Some(name) if outputs.iter().any(|(output, _)| output == name) => name.clone(),
-            Some(name) if !outputs.is_empty() => {
-                let names: Vec<&str> = outputs.iter().map(|(output, _)| output.as_str()).collect();
-                let mut error = Error::user(
-                    "unknown-port",
-                    format!("stage \"{}\" has no output \"{name}\"", reference.stage),
-                )
-                .detail(format!("it has: {}", list(&names)));
-                error.hint = did_you_mean(name, names);
+        let sweep = &self.spec.sweep;
+        let mut wanted: Point = Vec::new();
+        for (name, value) in &reference.select.axes {
+            let axis = sweep.axis(name).filter(|axis| self.built[read].axes.contains(axis));
+            let Some(axis) = axis else {
+                let axes = self.built[read].axes.iter().map(|axis| sweep.axes[*axis].name.name.as_str());
+                let axes: Vec<&str> = axes.collect();
+                let message = format!("axis \"{name}\" does not reach stage \"{}\"", reference.stage);
+                let mut error = Error::user("unknown-axis", message).detail(format!("these do: {}", list(&axes)));
+                error.hint = did_you_mean(name, axes);
                 self.problem(reference.span, error);
                 return None;
-            }
-            _ => outputs.first()?.0.clone(),
+            };
+            let Some(value) = value else { continue };
+            let values = &sweep.axes[axis].values;
+            let Some(index) = values.iter().position(|known| text(&known.label) == *value) else {
+                let labels: Vec<String> = values.iter().map(|value| text(&value.label)).collect();
+                let mut error = Error::user("unknown-value", format!("axis \"{name}\" has no value {value}"))
+                    .detail(format!("it has: {}", labels.join(", ")));
+                error.hint = did_you_mean(value, labels.iter().map(String::as_str));
+                self.problem(reference.span, error);
+                return None;
+            };
+            wanted.push((axis, index));
+        }
+        let gathers = |axis: usize| {
+            let name = &sweep.axes[axis].name.name;
+            let named = |(wanted, value): &(String, Option<String>)| wanted == name && value.is_none();
+            reference.select.all || reference.select.axes.iter().any(named)
         };
-        Some(Edge { port, stage, output })
+        let follows = point.iter().filter(|(axis, _)| !gathers(*axis) && !wanted.iter().any(|(known, _)| known == axis));
+        let all: Point = wanted.iter().chain(follows).copied().collect();
+        let agrees = |instance: &Point| {
+            all.iter()
+                .all(|(axis, value)| instance.iter().all(|(known, other)| known != axis || other == value))
+        };
+        let found: Vec<Option<usize>> = self.built[read]
+            .instances
+            .iter()
+            .filter(|(instance, _)| agrees(instance))
+            .map(|(_, stage)| *stage)
+            .collect();
+        if found.is_empty() && !self.built[read].instances.is_empty() {
+            let message = format!("no instance of stage \"{}\" is like that", reference.stage);
+            let hint = "the sweep leaves that combination out; add it under \"include:\"";
+            self.problem(reference.span, Error::user("no-instance", message).hint(hint));
+        }
+        // Instances that failed to build were reported where they failed.
+        found.into_iter().collect::<Option<Vec<_>>>().filter(|found| !found.is_empty())
+    }
+
+    /// The output port that a reference means.
+    fn output(&mut self, reference: &Reference, stage: usize) -> Option<String> {
+        let outputs = &self.graph.stages[stage].bound.outputs;
+        match &reference.port {
+            Some(name) if outputs.iter().any(|(output, _)| output == name) => Some(name.clone()),
+            Some(name) if !outputs.is_empty() => {
+                let names: Vec<String> = outputs.iter().map(|(output, _)| output.clone()).collect();
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let message = format!("stage \"{}\" has no output \"{name}\"", reference.stage);
+                let mut error = Error::user("unknown-port", message).detail(format!("it has: {}", list(&names)));
+                error.hint = did_you_mean(name, names);
+                self.problem(reference.span, error);
+                None
+            }
+            _ => outputs.first().map(|(output, _)| output.clone()),
+        }
+    }
+
+    /// The stage that gathers the instances a reference means into one table with the axis values as columns.
+    fn gathered(&mut self, reference: &Reference, point: &Point) -> Option<usize> {
+        let found = self.instances(reference, point)?;
+        let output = self.output(reference, found[0])?;
+        let first = &self.graph.stages[found[0]];
+        let fixed: Vec<String> = first
+            .point
+            .iter()
+            .map(|(axis, value)| {
+                let same = found.iter().all(|stage| self.graph.stages[*stage].point.contains(&(axis.clone(), value.clone())));
+                match same && found.len() > 1 {
+                    true => format!("{axis}={}", text(value)),
+                    false => format!("{axis}=*"),
+                }
+            })
+            .collect();
+        let selection = match fixed.iter().all(|axis| axis.ends_with("=*")) {
+            true => "*".to_string(),
+            false => fixed.join(","),
+        };
+        let port = reference.port.as_ref().map(|port| format!(".{port}")).unwrap_or_default();
+        let name = format!("{}{port}[{selection}]", reference.stage);
+        if let Some(stage) = self.graph.stage(&name) {
+            return Some(stage);
+        }
+        let points = found.iter().map(|stage| self.graph.stages[*stage].point.clone()).collect();
+        let gather = Gather::over(points);
+        let edges: Vec<(String, Span, Option<Edge>)> = found
+            .iter()
+            .enumerate()
+            .map(|(index, stage)| {
+                let edge = Edge {
+                    port: Gather::port(index),
+                    stage: *stage,
+                    output: output.clone(),
+                };
+                (edge.port.clone(), reference.span, Some(edge))
+            })
+            .collect();
+        let entry = Gather::entry();
+        let operator = gather.instance();
+        let written = StageSpec {
+            name: crate::yaml::Key {
+                span: reference.span,
+                name: name.clone(),
+            },
+            op: crate::yaml::Key {
+                span: reference.span,
+                name: entry.name.to_string(),
+            },
+            inputs: Vec::new(),
+            config: Vec::new(),
+        };
+        let bound = self.bind(&written, &operator, &edges);
+        self.graph.stages.push(Stage {
+            base: name.clone(),
+            name,
+            point: Vec::new(),
+            seed: self.spec.seed,
+            slots: Slots::default(),
+            entry: Arc::new(entry),
+            config: operator.config(),
+            operator,
+            inputs: edges.into_iter().filter_map(|(_, _, edge)| edge).collect(),
+            bound,
+        });
+        Some(self.graph.stages.len() - 1)
     }
 }
 

@@ -1,59 +1,82 @@
 //! Plans and runs a pipeline over a store, and keeps the record of the run.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Watch};
 use crate::graph::{Graph, Stage};
+use crate::history::{self, RunRecord, RunState, last_run, now};
 use crate::key::Preimage;
 use crate::operator::Cancel;
-use crate::plan::{Memory, Plan, plan};
+use crate::plan::{Action, Cost, Memory, Plan, Selection, plan};
+use crate::process::Process;
 use crate::runtime::{Coordinator, Job, Resources, execute};
-use crate::scheduler::{Scheduler, State};
-use crate::store::{KeyRecord, Store, pretty, read_json, write_synced};
+use crate::scheduler::{Scheduler, State, Teller};
+use crate::slots::Machine;
+use crate::store::{KeyRecord, Store};
 
 /// How to run.
 pub struct Options {
     /// Threads, hosts, memory.
     pub resources: Resources,
+    /// What stages that run once may take, of every process.
+    pub machine: Machine,
     /// Where relative data paths start.
     pub data_root: PathBuf,
-    /// Stages that run whatever the store holds.
-    pub forced: Vec<String>,
+    /// Whether stages that do not depend on a failed one go on.
+    pub keep_going: bool,
+    /// Whether stages run only to be compared with their artifacts; see [`check`].
+    pub verify: bool,
+    /// How long a run that shows no sign of life keeps its leases.
+    pub lease: Duration,
+    /// Time between two checkpoints of a long stage.
+    pub checkpoint: Duration,
+    /// What the command line changed or chose, for the record.
+    pub command: Vec<String>,
+    /// The text of the pipeline, for the record.
+    pub source: String,
     /// Set to stop the run.
     pub cancel: Cancel,
 }
 
-/// `run.json`: what a run did, by stage.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RunRecord {
-    /// Name of the run.
-    pub run: String,
-    /// Name of the pipeline.
-    pub pipeline: String,
-    /// The run's seed.
-    pub seed: u64,
-    /// Whether every stage is done.
-    pub ok: bool,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-    /// Key by stage, of the stages that are done.
-    pub keys: BTreeMap<String, String>,
-    /// Records of keys as they were, so that "why" has an answer when artifacts are gone.
-    pub records: BTreeMap<String, KeyRecord>,
+impl Options {
+    /// The usual way to run on so many threads of this process.
+    pub fn new(workers: usize, data_root: &Path) -> Options {
+        Options {
+            resources: Resources {
+                workers,
+                hosts: None,
+                memory: 2 << 30,
+            },
+            machine: Machine {
+                jobs: workers.max(1),
+                cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(workers),
+                memory: 0,
+                gpus: Vec::new(),
+            },
+            data_root: data_root.to_path_buf(),
+            keep_going: false,
+            verify: false,
+            lease: Duration::from_secs(20),
+            checkpoint: Duration::from_secs(60),
+            command: Vec::new(),
+            source: String::new(),
+            cancel: Cancel::default(),
+        }
+    }
 }
 
 /// What a run left.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Outcome {
     /// Name of the run.
     pub run: String,
+    /// The checked pipeline.
+    pub graph: Arc<Graph>,
     /// Record by stage.
     pub records: BTreeMap<String, KeyRecord>,
     /// Stages that ran.
@@ -63,34 +86,37 @@ pub struct Outcome {
 }
 
 /// Plans a pipeline over a store.
-pub fn plan_over(graph: &Graph, store: &Store, data_root: &Path, forced: &[String]) -> Result<Plan> {
-    let files: Vec<PathBuf> = graph
+pub fn plan_over(graph: &Graph, store: &Store, data_root: &Path, selection: &Selection) -> Result<Plan, Vec<Error>> {
+    let mut files: Vec<PathBuf> = graph
         .stages
         .iter()
         .flat_map(|stage| stage.bound.files.clone())
         .collect();
-    let digests = store.file_digests(&files)?;
-    let last = last_run(store, &graph.pipeline)
-        .map(|run| run.records)
-        .unwrap_or_default();
-    Ok(plan(
-        graph,
-        &StoreMemory {
-            store,
-            data_root,
-            digests,
-            last,
-        },
-        forced,
-    ))
+    files.sort_unstable();
+    files.dedup();
+    let memory = StoreMemory {
+        store,
+        data_root,
+        digests: store.file_digests(&files).map_err(|error| vec![error])?,
+        last: last_run(store, &graph.pipeline).map(|run| run.last).unwrap_or_default(),
+        costs: OnceCell::new(),
+    };
+    plan(graph, &memory, selection)
 }
 
-/// The newest run of a pipeline.
-pub fn last_run(store: &Store, pipeline: &str) -> Option<RunRecord> {
-    store.runs().into_iter().find_map(|run| {
-        let record: RunRecord = read_json(&store.run_folder(&run).join("run.json")).ok()?;
-        (record.pipeline == pipeline).then_some(record)
-    })
+/// Turns a plan into one that runs the given stages again, only to compare what they make with their artifacts. Stages
+/// without artifacts are left out.
+pub fn check(plan: &Plan, stages: &[usize]) -> Plan {
+    let mut plan = plan.clone();
+    for (index, planned) in plan.stages.iter_mut().enumerate() {
+        planned.action = match planned.action {
+            Action::Reuse if stages.contains(&index) => Action::Run,
+            Action::Reuse => Action::Reuse,
+            _ => Action::Skip,
+        };
+        planned.forced = planned.action == Action::Run;
+    }
+    plan
 }
 
 /// Runs a plan. Processes other than the first of `--hosts` only lend their workers: they get no outcome.
@@ -101,70 +127,62 @@ pub fn run(
     options: &Options,
     watch: &mut dyn Watch,
 ) -> Result<Option<Outcome>, Vec<Error>> {
+    let one = |error: Error| vec![error];
     let graph = Arc::new(graph);
     let job = Job {
         graph: graph.clone(),
         store: store.clone(),
         data_root: options.data_root.clone(),
+        checkpoint: options.checkpoint,
         cancel: options.cancel.clone(),
     };
+    let hosts = options.resources.hosts.is_some();
     if options
         .resources
         .hosts
         .as_ref()
         .is_some_and(|(_, process)| *process > 0)
     {
-        return execute(job, &options.resources, None)
-            .map(|()| None)
-            .map_err(|error| vec![error]);
+        return execute(job, &options.resources, None).map(|()| None).map_err(one);
     }
-    store.discard_abandoned();
+    history::close(store, &store.discard_abandoned());
     let run = run_name();
-    let folder = store.run_folder(&run);
-    std::fs::create_dir_all(&folder).map_err(|error| vec![Error::io("create", &folder, &error)])?;
-    let journal = std::fs::File::create(folder.join("events.jsonl")).ok();
     let start = Instant::now();
+    let mut record = begin(&graph, plan, store, options, &run).map_err(one)?;
+    let sign = Sign::hang(store, &run);
     // Events leave the workers through a channel, so that a slow terminal cannot hold up the dataflow.
     let (sender, receiver) = std::sync::mpsc::channel();
-    let state = Arc::new(Mutex::new(State::new(&graph, plan, store, options, &run)));
-    let coordinator = Scheduler {
-        state: state.clone(),
-        events: sender,
-        journal,
-    };
-    let resources = options.resources.clone();
-    let idle = state.lock().is_ok_and(|state| state.done());
-    let mut coordinator = Some(coordinator);
-    if let Some(coordinator) = &mut coordinator {
-        coordinator.tell(Event::RunStarted {
-            run: run.clone(),
-            pipeline: graph.pipeline.clone(),
-            stages: graph.stages.len(),
-        });
-        for planned in &plan.stages {
-            coordinator.tell(Event::StagePlanned {
-                stage: planned.stage.clone(),
-                action: planned.action,
-                because: planned.because.clone(),
-            });
-        }
-        let reused: Vec<Event> = state
-            .lock()
-            .map(|mut state| std::mem::take(&mut state.pending))
-            .unwrap_or_default();
-        reused.into_iter().for_each(|event| coordinator.tell(event));
-    }
-    let executed = if idle && options.resources.hosts.is_none() {
+    let mut teller = Teller::new(store, &run, sender);
+    let mut first = vec![Event::RunStarted {
+        run: run.clone(),
+        pipeline: graph.pipeline.clone(),
+        stages: graph.stages.len(),
+        plan: record.plan.clone(),
+    }];
+    first.extend(plan.stages.iter().map(|planned| Event::StagePlanned {
+        stage: planned.stage.clone(),
+        action: planned.action,
+        because: planned.because.clone(),
+    }));
+    let mut state = State::new(&graph, plan, store, options, &run);
+    first.append(&mut state.pending);
+    teller.tell(first);
+    let idle = state.done() || !state.errors.is_empty();
+    let state = Arc::new(Mutex::new(state));
+    let executed = if idle && !hosts {
         // Nothing to run: no workers are started.
-        drop(coordinator.take());
+        drop(teller);
         receiver.iter().for_each(|event| watch.event(&event));
         Ok(())
     } else {
+        let scheduler: Box<dyn Coordinator> = Box::new(Scheduler {
+            state: state.clone(),
+            teller,
+        });
         std::thread::scope(|scope| {
-            let boxed: Option<Box<dyn Coordinator>> = coordinator.take().map(|scheduler| Box::new(scheduler) as _);
-            let thread = scope.spawn(|| execute(job, &resources, boxed));
+            let thread = scope.spawn(|| execute(job, &options.resources, Some(scheduler)));
             receiver.iter().for_each(|event| watch.event(&event));
-            thread.join().unwrap_or_else(|_| Err(lost(resources.hosts.is_some())))
+            thread.join().unwrap_or_else(|_| Err(lost(hosts)))
         })
     };
     let mut state = match state.lock() {
@@ -177,49 +195,104 @@ pub fn run(
         state.errors.push(error);
     }
     state.discard_attempts();
-    let ok = state.errors.is_empty() && state.done();
-    let record = RunRecord {
-        run: run.clone(),
-        pipeline: graph.pipeline.clone(),
-        seed: graph.seed,
-        ok,
-        seconds: start.elapsed().as_secs_f64(),
-        keys: state
-            .records
-            .iter()
-            .map(|(stage, record)| (stage.clone(), record.key.clone()))
-            .collect(),
-        records: state.remembered(),
+    let records = state.records();
+    record.seconds = start.elapsed().as_secs_f64();
+    record.state = match (state.errors.is_empty(), options.cancel.is_cancelled()) {
+        (true, _) => RunState::Done,
+        (false, true) => RunState::Interrupted,
+        (false, false) => RunState::Failed,
     };
-    let write = pretty(&record).and_then(|text| write_synced(&folder.join("run.json"), &text));
-    if let Err(error) = write {
-        state.errors.push(error);
-    }
+    record.keys = records.iter().map(|(stage, record)| (stage.clone(), record.key.clone())).collect();
+    record.last.extend(record.keys.clone());
+    record.errors = state.errors.clone();
+    let reused = records.len().saturating_sub(state.ran);
     let finished = Event::RunFinished {
         run: run.clone(),
         ran: state.ran,
-        reused: state.records.len() - state.ran,
+        reused,
+        failed: state.failed,
+        blocked: state.blocked,
         seconds: record.seconds,
-        ok,
+        ok: state.errors.is_empty(),
     };
-    watch.event(&finished);
-    append(&folder, &finished);
+    let (sender, last) = std::sync::mpsc::channel();
+    Teller::new(store, &run, sender).tell(vec![finished]);
+    last.iter().for_each(|event| watch.event(&event));
+    let written = history::write(store, &record).and_then(|()| history::write_tables(store, &run));
+    if let Err(error) = written {
+        state.errors.push(error);
+    }
+    drop(sign);
     if !state.errors.is_empty() {
         return Err(std::mem::take(&mut state.errors));
     }
     Ok(Some(Outcome {
         run,
-        records: state.records.clone(),
+        graph,
+        records,
         ran: state.ran,
-        reused: state.records.len() - state.ran,
+        reused,
     }))
+}
+
+/// The folder of a run, with its record and its pipeline.
+fn begin(graph: &Graph, plan: &Plan, store: &Store, options: &Options, run: &str) -> Result<RunRecord> {
+    let folder = store.run_folder(run);
+    let made = store.disk().create_folder(&folder);
+    made.map_err(|error| Error::io("create", &folder, &error))?;
+    let source = folder.join("pipeline.yaml");
+    let written = store.disk().write(&source, options.source.as_bytes());
+    written.map_err(|error| Error::io("write", &source, &error))?;
+    let mut last = last_run(store, &graph.pipeline).map(|run| run.last).unwrap_or_default();
+    let names: std::collections::HashSet<&str> = graph.stages.iter().map(|stage| stage.name.as_str()).collect();
+    last.retain(|stage, _| names.contains(stage.as_str()));
+    let record = RunRecord {
+        run: run.to_string(),
+        pipeline: graph.pipeline.clone(),
+        state: RunState::Running,
+        started: now(),
+        seconds: 0.0,
+        seed: graph.seed,
+        command: options.command.clone(),
+        plan: plan.fingerprint(),
+        process: Process::here(),
+        pinned: false,
+        keys: BTreeMap::new(),
+        last,
+        errors: Vec::new(),
+    };
+    history::write(store, &record)?;
+    Ok(record)
+}
+
+/// A sign in `tmp/` that a run is under way: what is left of it when its process is killed tells the next run.
+struct Sign<'a> {
+    store: &'a Store,
+    path: PathBuf,
+}
+
+impl<'a> Sign<'a> {
+    fn hang(store: &'a Store, run: &str) -> Sign<'a> {
+        let path = store.attempt_folder(&Store::attempt_name(&format!("{}{run}", Store::RUN)));
+        // Without it nothing is lost but a word in the history.
+        let _ = store.disk().write(&path, &[]);
+        Sign { store, path }
+    }
+}
+
+impl Drop for Sign<'_> {
+    fn drop(&mut self) {
+        let _ = self.store.disk().remove(&self.path);
+    }
 }
 
 struct StoreMemory<'a> {
     store: &'a Store,
     data_root: &'a Path,
     digests: BTreeMap<PathBuf, String>,
-    last: BTreeMap<String, KeyRecord>,
+    last: BTreeMap<String, String>,
+    /// Records of the last run, read when a stage that never ran asks what its kind costs.
+    costs: OnceCell<Vec<(String, KeyRecord)>>,
 }
 
 impl Memory for StoreMemory<'_> {
@@ -227,12 +300,35 @@ impl Memory for StoreMemory<'_> {
         self.store.record(key)
     }
 
+    fn known(&self, key: &str) -> Option<KeyRecord> {
+        self.store.known(key)
+    }
+
     fn has_static(&self, preimage: &Preimage) -> bool {
-        self.store.has_static(preimage)
+        !self.store.with_static(preimage).is_empty()
     }
 
     fn last(&self, stage: &str) -> Option<KeyRecord> {
-        self.last.get(stage).cloned()
+        self.store.known(self.last.get(stage)?)
+    }
+
+    fn cost_of_kind(&self, base: &str, operator: &str) -> Option<Cost> {
+        let records = self.costs.get_or_init(|| {
+            let known = self.last.iter().filter_map(|(stage, key)| Some((stage.clone(), self.store.known(key)?)));
+            known.collect()
+        });
+        let mean = |chosen: Vec<&KeyRecord>| {
+            let count = chosen.len() as f64;
+            (count > 0.0).then(|| Cost {
+                seconds: chosen.iter().map(|record| record.seconds).sum::<f64>() / count,
+                bytes: (chosen.iter().map(|record| record.bytes as f64).sum::<f64>() / count) as u64,
+                own: false,
+            })
+        };
+        let instance = |stage: &str| stage.split('[').next() == Some(base);
+        let instances = records.iter().filter(|(stage, _)| instance(stage)).map(|(_, record)| record);
+        let kind = records.iter().map(|(_, record)| record).filter(|record| record.preimage.operator == operator);
+        mean(instances.collect()).or_else(|| mean(kind.collect()))
     }
 
     /// Files below the data root are named relative to it, so that a moved data root changes no key.
@@ -263,21 +359,21 @@ fn lost(hosts: bool) -> Error {
 
 /// A name that sorts by time: `20261122-131501-482-7`.
 fn run_name() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, seconds) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
+    let now = now();
+    let (days, seconds) = (now / 86_400_000, now / 1000 % 86_400);
     let (year, month, day) = civil(days as i64);
     format!(
         "{year:04}{month:02}{day:02}-{:02}{:02}{:02}-{:03}-{}",
         seconds / 3600,
         seconds / 60 % 60,
         seconds % 60,
-        now.subsec_millis(),
+        now % 1000,
         std::process::id()
     )
 }
 
 /// Days since 1970 to a date (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: i64) -> (i64, i64, i64) {
+pub fn civil(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let day_of_era = z.rem_euclid(146_097);
@@ -287,17 +383,6 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
-}
-
-fn append(folder: &Path, event: &Event) {
-    if let (Ok(mut journal), Ok(line)) = (
-        std::fs::OpenOptions::new()
-            .append(true)
-            .open(folder.join("events.jsonl")),
-        serde_json::to_string(event),
-    ) {
-        let _ = writeln!(journal, "{line}");
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! A pipeline as it was written: stages, their inputs and configs, each with its place. Pure: text in, spec out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use crate::error::{Error, did_you_mean};
+use crate::sweep::{Point, Sweep, Target};
 use crate::yaml::{self, Data, Key, Node, Source, Span};
 
-const TOP_KEYS: [&str; 6] = ["pipeline", "seed", "params", "stages", "show", "expect"];
+const TOP_KEYS: [&str; 7] = ["pipeline", "seed", "params", "stages", "sweep", "show", "expect"];
 
 /// What the command line changes: `--set stage.key=value` and `--param name=value`, in order.
 #[derive(Clone, Debug, Default)]
@@ -26,13 +27,26 @@ pub struct Spec {
     /// The run's seed.
     pub seed: u64,
     /// Stages in the order of the file.
-    pub stages: Vec<StageSpec>,
+    pub stages: Vec<Template>,
+    /// What the pipeline is run over; without `sweep:` one point on no axis.
+    pub sweep: Sweep,
     /// Stages whose tables the program prints at the end.
     pub show: Vec<Reference>,
     /// What must hold of the results; see [`crate::expect`].
     pub expect: Vec<Node>,
     /// Texts that spans refer to: the file first, then overrides.
     pub sources: Vec<Source>,
+}
+
+/// A stage as written, at every point of the axes that set its keys or parameters.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Its name.
+    pub name: Key,
+    /// Axes that set a key or a parameter of it (indices in order). The seed is not among them.
+    pub axes: Vec<usize>,
+    /// The stage at every point of these axes; one if there are none.
+    pub variants: Vec<(Point, StageSpec)>,
 }
 
 /// A stage as written.
@@ -48,7 +62,7 @@ pub struct StageSpec {
     pub config: Vec<(Key, Node)>,
 }
 
-/// `stage` or `stage.port`.
+/// `stage`, `stage.port`, `stage[axis=value]`, `stage[*]`, `stage.port[axis=*]`.
 #[derive(Clone, Debug)]
 pub struct Reference {
     /// Where it stands.
@@ -57,6 +71,63 @@ pub struct Reference {
     pub stage: String,
     /// The output port, the first one if not named.
     pub port: Option<String>,
+    /// Which instances of a sweep.
+    pub select: Select,
+}
+
+/// Which instances of a stage an input means. Axes that are not named follow the stage that reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Select {
+    /// `[*]`: gather over all axes.
+    pub all: bool,
+    /// `axis=value`, or `axis=*` (`None`) to gather over it.
+    pub axes: Vec<(String, Option<String>)>,
+}
+
+impl Select {
+    /// Whether instances are gathered into one table.
+    pub fn gathers(&self) -> bool {
+        self.all || self.axes.iter().any(|(_, value)| value.is_none())
+    }
+}
+
+impl Reference {
+    /// Parses the text of a reference.
+    pub fn parse(text: &str, span: Span) -> Result<Reference, Error> {
+        let wrong = || {
+            Error::user("bad-reference", format!("\"{text}\" is no reference to a stage"))
+                .hint("write STAGE, STAGE.PORT, STAGE[AXIS=VALUE], or STAGE[*] to gather all instances")
+        };
+        let mut select = Select::default();
+        let mut plain = text.to_string();
+        if let Some(start) = text.find('[') {
+            let end = text.find(']').filter(|end| *end > start).ok_or_else(wrong)?;
+            plain = format!("{}{}", &text[..start], &text[end + 1..]);
+            for part in text[start + 1..end].split(',').map(str::trim) {
+                match part.split_once('=') {
+                    None if part == "*" => select.all = true,
+                    Some((axis, "*")) => select.axes.push((axis.to_string(), None)),
+                    Some((axis, value)) if !axis.is_empty() && !value.is_empty() => {
+                        select.axes.push((axis.to_string(), Some(value.to_string())));
+                    }
+                    _ => return Err(wrong()),
+                }
+            }
+        }
+        let (stage, port) = match plain.split_once('.') {
+            Some((stage, port)) => (stage.to_string(), Some(port.to_string())),
+            None => (plain, None),
+        };
+        if stage.is_empty() || stage.contains([']', '[']) || port.as_ref().is_some_and(String::is_empty) {
+            return Err(wrong());
+        }
+        Ok(Reference {
+            span,
+            stage,
+            port,
+            select,
+        })
+    }
 }
 
 impl Spec {
@@ -71,12 +142,18 @@ impl Spec {
         };
         let root = yaml::parse(0, &reader.sources[0]).map_err(|error| vec![error])?;
         let spec = reader.spec(root, overrides);
-        if reader.problems.is_empty() {
-            let mut spec = spec.ok_or_else(Vec::new)?;
-            spec.sources = reader.sources;
-            Ok(spec)
-        } else {
-            Err(reader.problems)
+        let sources = reader.sources;
+        let mut problems: Vec<Error> = Vec::new();
+        for (span, error) in reader.problems {
+            let error = error.at(sources[span.source].place(span));
+            // Instances of one stage have their problems in common.
+            if !problems.contains(&error) {
+                problems.push(error);
+            }
+        }
+        match spec {
+            Some(spec) if problems.is_empty() => Ok(Spec { sources, ..spec }),
+            _ => Err(problems),
         }
     }
 
@@ -88,13 +165,12 @@ impl Spec {
 
 struct Reader {
     sources: Vec<Source>,
-    problems: Vec<Error>,
+    problems: Vec<(Span, Error)>,
 }
 
 impl Reader {
     fn problem(&mut self, span: Span, error: Error) {
-        let place = self.sources[span.source].place(span);
-        self.problems.push(error.at(place));
+        self.problems.push((span, error));
     }
 
     fn spec(&mut self, root: Node, overrides: &Overrides) -> Option<Spec> {
@@ -110,6 +186,10 @@ impl Reader {
             pipeline: String::new(),
             seed: 42,
             stages: Vec::new(),
+            sweep: Sweep {
+                axes: Vec::new(),
+                points: vec![Vec::new()],
+            },
             show: Vec::new(),
             expect: Vec::new(),
             sources: Vec::new(),
@@ -117,6 +197,7 @@ impl Reader {
         let mut params = BTreeMap::new();
         let mut stages = None;
         let mut show = None;
+        let mut sweep = None;
         for (key, node) in entries {
             match key.name.as_str() {
                 "pipeline" => match node.text() {
@@ -139,6 +220,7 @@ impl Reader {
                 },
                 "stages" => stages = Some((key.span, node)),
                 "show" => show = Some(node),
+                "sweep" => sweep = Some(node),
                 "expect" => match node.data {
                     Data::List(items) => spec.expect = items,
                     _ => self.problem(node.span, Error::user("bad-value", "\"expect\" wants a list")),
@@ -161,12 +243,20 @@ impl Reader {
             return None;
         };
         self.override_keys(overrides, &mut stages);
-        for (_, node) in &mut stages {
-            self.substitute(node, &params);
+        if let Some(node) = sweep {
+            let names: Vec<&str> = stages.iter().map(|(key, _)| key.name.as_str()).collect();
+            let known: BTreeSet<String> = params.keys().cloned().collect();
+            match Sweep::parse(&node, &names, &known) {
+                Ok(sweep) => spec.sweep = sweep,
+                Err(problems) => {
+                    self.problems.extend(problems);
+                    return None;
+                }
+            }
         }
         spec.stages = stages
             .into_iter()
-            .filter_map(|(name, node)| self.stage(name, node))
+            .map(|(name, node)| self.template(name, &node, &spec.sweep, &params))
             .collect();
         if let Some(mut node) = show {
             self.substitute(&mut node, &params);
@@ -183,10 +273,42 @@ impl Reader {
         Some(spec)
     }
 
-    fn stage(&mut self, name: Key, node: Node) -> Option<StageSpec> {
+    /// The stage at every point of the axes that reach its own keys and parameters.
+    fn template(&mut self, name: Key, node: &Node, sweep: &Sweep, params: &BTreeMap<String, Node>) -> Template {
         if !is_name(&name.name) {
             self.problem(name.span, bad_name("stage", &Value::String(name.name.clone())));
         }
+        let reached = |target: &Target| match target {
+            Target::Seed => false,
+            Target::Param(param) => mentions(node, param),
+            Target::Key(stage, _) => *stage == name.name,
+        };
+        let axes: Vec<usize> = (0..sweep.axes.len()).filter(|axis| sweep.sets(*axis, reached)).collect();
+        let mut variants = Vec::new();
+        for point in sweep.project(&axes) {
+            let mut node = node.clone();
+            let mut params = params.clone();
+            for (target, value) in sweep.settings(&point) {
+                match target {
+                    Target::Param(param) => {
+                        params.insert(param.clone(), value.clone());
+                    }
+                    Target::Key(stage, keys) if *stage == name.name => {
+                        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                        set(&mut node, &keys, value.clone());
+                    }
+                    _ => {}
+                }
+            }
+            self.substitute(&mut node, &params);
+            if let Some(stage) = self.stage(name.clone(), node) {
+                variants.push((point, stage));
+            }
+        }
+        Template { name, axes, variants }
+    }
+
+    fn stage(&mut self, name: Key, node: Node) -> Option<StageSpec> {
         let Data::Map(entries) = node.data else {
             self.problem(
                 node.span,
@@ -256,15 +378,13 @@ impl Reader {
             );
             return None;
         };
-        let (stage, port) = match text.split_once('.') {
-            Some((stage, port)) => (stage, Some(port.to_string())),
-            None => (text, None),
-        };
-        Some(Reference {
-            span: node.span,
-            stage: stage.to_string(),
-            port,
-        })
+        match Reference::parse(text, node.span) {
+            Ok(reference) => Some(reference),
+            Err(error) => {
+                self.problem(node.span, error);
+                None
+            }
+        }
     }
 
     /// Replaces `${name}`; a scalar that is nothing but `${name}` takes the parameter's own type.
@@ -394,6 +514,16 @@ fn place_all(node: &mut Node, span: Span) {
     }
 }
 
+/// Whether `${param}` stands anywhere in a node.
+fn mentions(node: &Node, param: &str) -> bool {
+    match &node.data {
+        Data::List(items) => items.iter().any(|item| mentions(item, param)),
+        Data::Map(entries) => entries.iter().any(|(_, value)| mentions(value, param)),
+        Data::Scalar(Value::String(text)) => text.contains(&format!("${{{param}}}")),
+        Data::Scalar(_) => false,
+    }
+}
+
 fn set(node: &mut Node, keys: &[&str], value: Node) {
     let Data::Map(entries) = &mut node.data else {
         node.data = Data::Map(Vec::new());
@@ -453,6 +583,47 @@ mod tests {
     }
 
     #[test]
+    fn references_name_instances() {
+        let parse = |text: &str| {
+            let reference = Reference::parse(text, Span::default()).unwrap();
+            (reference.stage, reference.port.unwrap_or_default(), reference.select)
+        };
+        assert_eq!(parse("a.out"), ("a".into(), "out".into(), Select::default()));
+        let one = |text: &str| (text.to_string(), None);
+        let all = Select {
+            all: true,
+            axes: vec![],
+        };
+        assert_eq!(parse("a[*].out"), ("a".into(), "out".into(), all.clone()));
+        assert_eq!(parse("a.out[*]"), ("a".into(), "out".into(), all));
+        let select = Select {
+            all: false,
+            axes: vec![("tiger.rate".into(), Some("0.1".into())), one("seed")],
+        };
+        assert_eq!(parse("a[tiger.rate=0.1,seed=*]"), ("a".into(), String::new(), select));
+        for bad in ["a[", "a[]", "a[x]", "[*]", "a[x=]", "a.", "a]b["] {
+            assert!(Reference::parse(bad, Span::default()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn axes_reach_keys_and_parameters() {
+        let text = "params: { d: beauty }
+stages:
+  a: { op: x, path: \"${d}/f\", k: 1 }
+  b: { op: y, input: a }
+sweep: { axes: { d: [beauty, sports], a.k: [1, 2], seed: [1, 2] } }
+";
+        let spec = Spec::parse("p.yaml", text, &Overrides::default()).unwrap();
+        assert_eq!(spec.sweep.points.len(), 8);
+        assert_eq!((spec.stages[0].axes.clone(), spec.stages[0].variants.len()), (vec![0, 1], 4));
+        assert_eq!((spec.stages[1].axes.clone(), spec.stages[1].variants.len()), (vec![], 1));
+        let last = &spec.stages[0].variants[3].1.config;
+        let last: Vec<String> = last.iter().map(|(key, node)| format!("{}={}", key.name, node.value())).collect();
+        assert_eq!(last, ["path=\"sports/f\"", "k=2"]);
+    }
+
+    #[test]
     fn params_keep_their_type_and_overrides_win() {
         let text = "params: { d: beauty, n: 5 }\nstages:\n  a: { op: x, path: \"${d}/f.tsv\", k: \"${n}\" }\n";
         let overrides = Overrides {
@@ -460,7 +631,8 @@ mod tests {
             params: vec!["n=7".into()],
         };
         let spec = Spec::parse("p.yaml", text, &overrides).unwrap();
-        let config: Vec<String> = spec.stages[0]
+        let config: Vec<String> = spec.stages[0].variants[0]
+            .1
             .config
             .iter()
             .map(|(key, node)| format!("{}={}", key.name, node.value()))

@@ -5,23 +5,31 @@
 //! .sluice/statics/<digest>/<key>       which keys share a pre-image apart from their inputs
 //! .sluice/objects/<digest>/            parts or files, and manifest.json
 //! .sluice/tmp/<attempt>/               private to one attempt of one stage
-//! .sluice/runs/<run>/                  run.json, events.jsonl
+//! .sluice/leases/<recipe>.<epoch>      who works on a stage right now; see `store/lease.rs`
+//! .sluice/checkpoints/<lineage>/       state of long stages
+//! .sluice/runs/<run>/                  run.json, the plan, events, stages; see `history.rs`
 //! .sluice/files.json                   content digests of files outside the store, by path, size and time
 //! ```
 
-use std::collections::BTreeMap;
+pub mod lease;
+#[cfg(test)]
+mod model;
+
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::disk::{Disk, Os};
 use crate::error::{Error, Result};
 use crate::key::{Preimage, digest};
 use crate::operator::Notes;
+use crate::process::host;
 use crate::table::{Shape, Table, read_part};
 
 /// What a finished stage left: the record of a key.
@@ -45,6 +53,23 @@ pub struct KeyRecord {
     pub notes: Notes,
     /// The run that made it.
     pub run: String,
+    /// What of the machine it used.
+    #[serde(default)]
+    pub usage: Usage,
+    /// The key whose artifacts these are, if they were kept although the operator's version moved (`--accept`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<String>,
+}
+
+/// What the process used while a stage ran; stages that ran at the same time share it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor seconds.
+    pub cpu_seconds: f64,
+    /// Most resident memory seen, in bytes.
+    pub peak_memory: u64,
+    /// Ids of the devices it was given.
+    pub gpus: Vec<usize>,
 }
 
 /// `manifest.json` of an artifact: it describes itself.
@@ -101,7 +126,10 @@ pub trait Remote: Send + Sync {
 #[derive(Clone)]
 pub struct Store {
     root: PathBuf,
+    disk: Arc<dyn Disk>,
     remote: Option<Arc<dyn Remote>>,
+    /// Artifacts that this process made, or has read and compared with their digests.
+    verified: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Store {
@@ -113,17 +141,34 @@ impl Store {
                     .hint("\"sluice run PIPELINE\" makes one; --store says where"),
             );
         }
-        Self::open(root)
+        let root = fs::canonicalize(root).map_err(|error| Error::io("open", root, &error))?;
+        Ok(Self::at(root, Arc::new(Os)))
     }
 
     /// Opens a store, making its folders where they are missing.
     pub fn open(root: &Path) -> Result<Store> {
-        for folder in ["keys", "statics", "objects", "tmp", "runs"] {
+        Self::open_on(root, Arc::new(Os))
+    }
+
+    /// Opens a store whose steps go through `disk`.
+    pub fn open_on(root: &Path, disk: Arc<dyn Disk>) -> Result<Store> {
+        for folder in ["keys", "statics", "objects", "tmp", "leases", "checkpoints", "runs"] {
             let path = root.join(folder);
-            fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, &error))?;
+            if disk.list(&path).is_err() {
+                disk.create_folder(&path).map_err(|error| Error::io("create", &path, &error))?;
+            }
         }
-        let root = fs::canonicalize(root).map_err(|error| Error::io("open", root, &error))?;
-        Ok(Store { root, remote: None })
+        let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
+        Ok(Self::at(root, disk))
+    }
+
+    fn at(root: PathBuf, disk: Arc<dyn Disk>) -> Store {
+        Store {
+            root,
+            disk,
+            remote: None,
+            verified: Arc::default(),
+        }
     }
 
     /// The same store, which asks another one for what it lacks.
@@ -132,6 +177,11 @@ impl Store {
             remote: Some(remote),
             ..self
         }
+    }
+
+    /// The door to the file system.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
     }
 
     /// The folder of the store.
@@ -149,47 +199,156 @@ impl Store {
         self.root.join("tmp").join(attempt)
     }
 
+    /// The folder of the checkpoints of a lineage; made when something is put there.
+    pub fn checkpoint_folder(&self, lineage: &str) -> PathBuf {
+        self.root.join("checkpoints").join(lineage)
+    }
+
     /// The folder of an artifact.
     pub fn object(&self, digest: &str) -> PathBuf {
         self.root.join("objects").join(digest)
     }
 
-    /// The record of a key, if it was published and its artifacts are there.
+    /// The record of a key, if it was published and its artifacts are there, here or in the remote store.
     pub fn record(&self, key: &str) -> Option<KeyRecord> {
-        let record: KeyRecord = read_json(&self.root.join("keys").join(format!("{key}.json"))).ok()?;
-        let whole = record
-            .outputs
-            .values()
-            .all(|digest| self.object(digest).join("manifest.json").is_file());
-        whole.then_some(record)
+        if let Some(record) = self.known(key)
+            && record.outputs.values().all(|digest| self.is_whole(digest))
+        {
+            return Some(record);
+        }
+        // A remote store that cannot be reached now is reported when something is fetched; here it lacks the key.
+        self.remote.as_ref()?.record(key).ok().flatten()
     }
 
-    /// Whether some published key has this pre-image apart from its inputs.
-    pub fn has_static(&self, preimage: &Preimage) -> bool {
-        self.root.join("statics").join(static_digest(preimage)).is_dir()
+    /// The record of a key, even if its artifacts are gone.
+    pub fn known(&self, key: &str) -> Option<KeyRecord> {
+        self.json(&self.key_path(key)).ok()
+    }
+
+    /// Every published key.
+    pub fn keys(&self) -> Vec<String> {
+        let names = self.disk.list(&self.root.join("keys")).unwrap_or_default();
+        let mut keys: Vec<String> = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".json").map(str::to_string))
+            .collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Every artifact here.
+    pub fn objects(&self) -> Vec<String> {
+        let mut digests = self.disk.list(&self.root.join("objects")).unwrap_or_default();
+        digests.sort_unstable();
+        digests
+    }
+
+    /// Published keys that have this pre-image apart from its inputs.
+    pub fn with_static(&self, preimage: &Preimage) -> Vec<String> {
+        let folder = self.root.join("statics").join(static_digest(preimage));
+        self.disk.list(&folder).unwrap_or_default()
+    }
+
+    /// Whether an artifact is here with every file at its length. Content is compared when it is read.
+    fn is_whole(&self, digest: &str) -> bool {
+        let folder = self.object(digest);
+        let Ok(manifest) = self.json::<Manifest>(&folder.join("manifest.json")) else {
+            return false;
+        };
+        let length = |file: &FileEntry| self.disk.length(&folder.join(&file.name)).ok();
+        manifest.files.iter().all(|file| length(file) == Some(file.bytes))
+    }
+
+    /// Compares an artifact with its digests; says what is wrong with it.
+    pub fn verify(&self, digest: &str) -> Result<()> {
+        let folder = self.object(digest);
+        let manifest: Manifest = self.json(&folder.join("manifest.json"))?;
+        if manifest.digest != digest || content_digest(&manifest) != digest {
+            return Err(damaged(&folder, "its manifest is that of another artifact"));
+        }
+        for file in &manifest.files {
+            let path = folder.join(&file.name);
+            let (bytes, content) = match hash_file(&path) {
+                Ok(found) => found,
+                Err(_) if !path.exists() => return Err(damaged(&path, "it is missing")),
+                Err(error) => return Err(error),
+            };
+            if bytes != file.bytes {
+                return Err(damaged(&path, &format!("it has {bytes} bytes, not {}", file.bytes)));
+            }
+            if content != file.digest {
+                return Err(damaged(&path, "its content is not what was written"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a damaged artifact out of the way, so that what made it runs again.
+    pub fn quarantine(&self, digest: &str) -> Result<()> {
+        let name = Self::attempt_name(&format!("damaged-{}", &digest[..digest.len().min(16)]));
+        let target = self.attempt_folder(&name);
+        let moved = self.disk.rename(&self.object(digest), &target);
+        moved.map_err(|error| Error::io("move away", &self.object(digest), &error))?;
+        self.discard(&name);
+        Ok(())
+    }
+
+    /// Makes sure that an artifact is here, whole, and what its digest says. Compared once in the life of a process.
+    fn ready(&self, digest: &str) -> Result<Manifest> {
+        let path = self.object(digest).join("manifest.json");
+        if self.disk.length(&path).is_err()
+            && let Some(remote) = &self.remote
+        {
+            let attempt = Self::attempt_name(&format!("fetch-{}", &digest[..digest.len().min(16)]));
+            let folder = self.attempt_folder(&attempt).join("object");
+            let create = self.disk.create_folder(&folder);
+            create.map_err(|error| Error::io("create", &folder, &error))?;
+            let fetched = remote.fetch(digest, &folder).and_then(|manifest| self.publish(&folder, manifest));
+            self.discard(&attempt);
+            fetched?;
+        }
+        let manifest: Manifest = self.json(&path).map_err(|error| match self.object(digest).exists() {
+            true => error,
+            false => Error::data("missing-artifact", format!("artifact {digest} is not in the store"))
+                .hint("run the pipeline again: what is missing is made anew"),
+        })?;
+        if self.verified.lock().is_ok_and(|verified| verified.contains(digest)) {
+            return Ok(manifest);
+        }
+        if let Err(error) = self.verify(digest) {
+            // Out of the way, so that the next run makes it anew.
+            return Err(match self.quarantine(digest) {
+                Ok(()) => error.detail("it was moved out of the store"),
+                Err(failed) => error.detail(failed.message),
+            });
+        }
+        self.mark(digest);
+        Ok(manifest)
+    }
+
+    fn mark(&self, digest: &str) {
+        if let Ok(mut verified) = self.verified.lock() {
+            verified.insert(digest.to_string());
+        }
     }
 
     /// The manifest of an artifact.
     pub fn manifest(&self, digest: &str) -> Result<Manifest> {
-        read_json(&self.object(digest).join("manifest.json"))
+        let path = self.object(digest).join("manifest.json");
+        match self.json(&path) {
+            Ok(manifest) => Ok(manifest),
+            Err(_) => self.ready(digest),
+        }
     }
 
     /// The artifact as a table (its parts in order) or folder.
     pub fn table(&self, digest: &str) -> Result<Table> {
+        let manifest = self.ready(digest)?;
         let folder = self.object(digest);
-        let manifest = self.manifest(digest)?;
         if manifest.layout != "table" {
             return Ok(Table::Folder(folder));
         }
         let parts: Vec<PathBuf> = manifest.files.iter().map(|file| folder.join(&file.name)).collect();
-        for (part, file) in parts.iter().zip(&manifest.files) {
-            let bytes = fs::metadata(part)
-                .map_err(|error| Error::io("read", part, &error))?
-                .len();
-            if bytes != file.bytes {
-                return Err(damaged(part, &format!("it has {bytes} bytes, not {}", file.bytes)));
-            }
-        }
         let first = parts
             .first()
             .ok_or_else(|| damaged(&folder, "its manifest lists no part"))?;
@@ -201,82 +360,113 @@ impl Store {
     /// Moves a finished port out of an attempt into the store and returns its digest. The move is one rename
     /// of a folder whose content is on disk; a crash leaves nothing or the whole.
     pub fn publish(&self, folder: &Path, mut manifest: Manifest) -> Result<String> {
-        let names: Vec<String> = manifest
-            .files
-            .iter()
-            .map(|file| format!("{}\0{}", file.name, file.digest))
-            .collect();
-        manifest.digest = digest(&format!("sluice {}", manifest.layout), &names.join("\n"));
-        let target = self.object(&manifest.digest);
-        if target.join("manifest.json").is_file() {
-            // Equal content was published before; the attempt's copy goes with the attempt.
-            return Ok(manifest.digest);
+        manifest.digest = content_digest(&manifest);
+        let digest = manifest.digest.clone();
+        let target = self.object(&digest);
+        if self.is_whole(&digest) {
+            // Equal content was published before, and the attempt's copy goes with the attempt; unless that one was
+            // damaged since, which this is the moment to notice.
+            let known = self.verified.lock().is_ok_and(|verified| verified.contains(&digest));
+            if known || self.verify(&digest).is_ok() {
+                self.mark(&digest);
+                return Ok(digest);
+            }
         }
-        write_synced(&folder.join("manifest.json"), &pretty(&manifest)?)?;
-        sync(folder)?;
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(|error| Error::io("replace", &target, &error))?;
+        self.write_synced(&folder.join("manifest.json"), &pretty(&manifest)?)?;
+        self.sync(folder)?;
+        if self.disk.list(&target).is_ok() {
+            self.quarantine(&digest)?;
         }
-        match fs::rename(folder, &target) {
+        match self.disk.rename(folder, &target) {
             Ok(()) => {}
             // Another run published the same content a moment ago.
-            Err(_) if target.join("manifest.json").is_file() => {}
+            Err(_) if self.is_whole(&digest) => {}
             Err(error) => return Err(Error::io("publish", &target, &error)),
         }
-        sync(&self.root.join("objects"))?;
-        Ok(manifest.digest)
+        self.sync(&self.root.join("objects"))?;
+        self.mark(&digest);
+        Ok(digest)
     }
 
-    /// Publishes a key's record, after its artifacts.
-    pub fn publish_record(&self, record: &KeyRecord, attempt: &str) -> Result<()> {
+    /// Publishes a key's record, after its artifacts, and returns the record that is in force: a whole one that is
+    /// there already stays, unless `replace` says otherwise.
+    pub fn publish_record(&self, record: &KeyRecord, attempt: &str, replace: bool) -> Result<KeyRecord> {
         let statics = self.root.join("statics").join(static_digest(&record.preimage));
-        fs::create_dir_all(&statics).map_err(|error| Error::io("create", &statics, &error))?;
-        write_synced(&statics.join(&record.key), "")?;
+        let index = self.disk.create_folder(&statics).and_then(|()| self.disk.write(&statics.join(&record.key), &[]));
+        index.map_err(|error| Error::io("write", &statics, &error))?;
         let private = self.attempt_folder(attempt).join("key.json");
-        write_synced(&private, &pretty(record)?)?;
-        let target = self.root.join("keys").join(format!("{}.json", record.key));
-        fs::rename(&private, &target).map_err(|error| Error::io("publish", &target, &error))?;
-        sync(&self.root.join("keys"))
+        self.write_synced(&private, &pretty(record)?)?;
+        let target = self.key_path(&record.key);
+        let failed = |error| Error::io("publish", &target, &error);
+        if replace {
+            self.disk.rename(&private, &target).map_err(failed)?;
+        } else {
+            // Linking does not replace: of two runs that make the same key, the first one counts.
+            match self.disk.link(&private, &target) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    if let Some(known) = self.known(&record.key)
+                        && known.outputs.values().all(|digest| self.is_whole(digest))
+                    {
+                        return Ok(known);
+                    }
+                    self.disk.rename(&private, &target).map_err(failed)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        self.sync(&self.root.join("keys"))?;
+        Ok(record.clone())
     }
 
     /// Removes an attempt's folder.
     pub fn discard(&self, attempt: &str) {
         // What cannot be removed now is removed by a later run: nothing reads `tmp/`.
-        let _ = fs::remove_dir_all(self.attempt_folder(attempt));
+        let folder = self.attempt_folder(attempt);
+        if self.disk.list(&folder).is_ok() {
+            let _ = self.disk.remove_folder(&folder);
+        }
     }
 
     /// The name of an attempt by this process: `<pid>@<host>-<label>`.
     pub fn attempt_name(label: &str) -> String {
+        let label: String = label
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+            .collect();
         format!("{}@{}-{label}", std::process::id(), host())
     }
 
-    /// Removes attempts of processes of this machine that are gone. Those of other hosts on a shared store stay.
-    pub fn discard_abandoned(&self) {
-        let Ok(entries) = fs::read_dir(self.root.join("tmp")) else {
-            return;
-        };
+    /// What the name of the sign of a run begins with; see [`Store::discard_abandoned`].
+    pub(crate) const RUN: &'static str = "run-";
+
+    /// Removes what processes of this machine that are gone left in `tmp/`; those of other hosts on a shared store stay.
+    /// Returns the names of runs among them.
+    pub fn discard_abandoned(&self) -> Vec<String> {
         let host = host();
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().to_string();
+        let mut runs = Vec::new();
+        for name in self.disk.list(&self.root.join("tmp")).unwrap_or_default() {
             let owner = name
                 .split_once('@')
                 .filter(|(_, rest)| rest.starts_with(&format!("{host}-")));
             let pid = owner.and_then(|(pid, _)| pid.parse::<u32>().ok());
             if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists() && Path::new("/proc/self").exists()) {
                 self.discard(&name);
+                // What is no folder: a file on its way to somewhere else.
+                let file = self.attempt_folder(&name);
+                if file.is_file() {
+                    let _ = self.disk.remove(&file);
+                }
+                let sign = name.split_once(&format!("@{host}-{}", Self::RUN));
+                runs.extend(sign.map(|(_, run)| run.to_string()));
             }
         }
+        runs
     }
 
     /// Names of runs, newest first.
     pub fn runs(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.root.join("runs")) else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().to_string())
-            .collect();
+        let mut names = self.disk.list(&self.root.join("runs")).unwrap_or_default();
         names.sort_unstable_by(|a, b| b.cmp(a));
         names
     }
@@ -284,7 +474,7 @@ impl Store {
     /// Content digests of files outside the store. Files whose path, size and time are known are not read again.
     pub fn file_digests(&self, paths: &[PathBuf]) -> Result<BTreeMap<PathBuf, String>> {
         let cache_path = self.root.join("files.json");
-        let mut cache: BTreeMap<String, (u64, u128, String)> = read_json(&cache_path).unwrap_or_default();
+        let mut cache: BTreeMap<String, (u64, u128, String)> = self.json(&cache_path).unwrap_or_default();
         let mut digests = BTreeMap::new();
         let mut changed = false;
         for path in paths {
@@ -311,15 +501,78 @@ impl Store {
         }
         if changed {
             // A cache: if it cannot be written, the next run hashes again.
-            let private = self.root.join("tmp").join(format!("{}-files.json", std::process::id()));
+            let private = self.attempt_folder(&Self::attempt_name("files.json"));
             if let Ok(text) = pretty(&cache)
-                && fs::write(&private, text).is_ok()
+                && self.disk.write(&private, text.as_bytes()).is_ok()
             {
-                let _ = fs::rename(&private, &cache_path);
+                let _ = self.disk.rename(&private, &cache_path);
             }
         }
         Ok(digests)
     }
+
+    fn key_path(&self, key: &str) -> PathBuf {
+        self.root.join("keys").join(format!("{key}.json"))
+    }
+
+    /// Reads a JSON file of the store.
+    pub fn json<T: for<'de> Deserialize<'de>>(&self, path: &Path) -> Result<T> {
+        let bytes = self.disk.read(path).map_err(|error| Error::io("read", path, &error))?;
+        serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string()))
+    }
+
+    /// Writes a file and makes sure it is on disk.
+    pub fn write_synced(&self, path: &Path, text: &str) -> Result<()> {
+        let written = self.disk.write(path, text.as_bytes());
+        written.map_err(|error| Error::io("write", path, &error))?;
+        self.sync(path)
+    }
+
+    /// Makes sure a file or folder is on disk.
+    pub fn sync(&self, path: &Path) -> Result<()> {
+        self.disk.sync(path).map_err(|error| Error::io("sync", path, &error))
+    }
+
+    /// Every file below a folder, sorted by name, hashed and synced.
+    pub fn folder_entries(&self, folder: &Path) -> Result<Vec<FileEntry>> {
+        let mut entries = Vec::new();
+        let mut folders = vec![folder.to_path_buf()];
+        while let Some(current) = folders.pop() {
+            for entry in fs::read_dir(&current).map_err(|error| Error::io("read", &current, &error))? {
+                let path = entry.map_err(|error| Error::io("read", &current, &error))?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let (bytes, digest) = hash_file(&path)?;
+                self.sync(&path)?;
+                let name = path
+                    .strip_prefix(folder)
+                    .unwrap_or(&path)
+                    .to_string_lossy()
+                    .replace('\\', "/");
+                entries.push(FileEntry {
+                    name,
+                    bytes,
+                    digest,
+                    rows: 0,
+                });
+            }
+            self.sync(&current)?;
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+}
+
+/// The digest of an artifact: of its layout and the names and contents of its files.
+pub fn content_digest(manifest: &Manifest) -> String {
+    let names: Vec<String> = manifest
+        .files
+        .iter()
+        .map(|file| format!("{}\0{}", file.name, file.digest))
+        .collect();
+    digest(&format!("sluice {}", manifest.layout), &names.join("\n"))
 }
 
 /// Columns of a schema as the manifest lists them.
@@ -356,37 +609,6 @@ pub fn type_name(kind: &DataType) -> String {
     }
 }
 
-/// Every file below a folder, sorted by name, hashed and synced.
-pub fn folder_entries(folder: &Path) -> Result<Vec<FileEntry>> {
-    let mut entries = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(current) = folders.pop() {
-        for entry in fs::read_dir(&current).map_err(|error| Error::io("read", &current, &error))? {
-            let path = entry.map_err(|error| Error::io("read", &current, &error))?.path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let (bytes, digest) = hash_file(&path)?;
-            sync(&path)?;
-            let name = path
-                .strip_prefix(folder)
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .replace('\\', "/");
-            entries.push(FileEntry {
-                name,
-                bytes,
-                digest,
-                rows: 0,
-            });
-        }
-        sync(&current)?;
-    }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
-}
-
 /// The empty schema of a table with no columns, for manifests of folders.
 pub fn no_schema() -> SchemaRef {
     Arc::new(Schema::empty())
@@ -401,23 +623,6 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 /// JSON for people.
 pub fn pretty(value: &impl Serialize) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|error| Error::internal(error.to_string()))
-}
-
-/// Writes a file and makes sure it is on disk.
-pub fn write_synced(path: &Path, text: &str) -> Result<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(|error| Error::io("write", path, &error))
-}
-
-/// Makes sure a file or folder is on disk.
-pub fn sync(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| Error::io("sync", path, &error))
 }
 
 fn hash_file(path: &Path) -> Result<(u64, String)> {
@@ -437,15 +642,6 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
     }
 }
 
-/// The name of this machine, as far as a file name can hold it.
-fn host() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-        .collect()
-}
-
 fn static_digest(preimage: &Preimage) -> String {
     let alone = Preimage {
         inputs: BTreeMap::new(),
@@ -456,5 +652,5 @@ fn static_digest(preimage: &Preimage) -> String {
 
 fn damaged(path: &Path, what: &str) -> Error {
     Error::data("damaged-artifact", format!("\"{}\" is damaged: {what}", path.display()))
-        .hint("remove its folder; the next run makes it anew")
+        .hint("run the same command again: what is damaged is made anew")
 }

@@ -39,7 +39,7 @@ pub(crate) use writer::PartFile;
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::operator::{BLOCKS, Cancel, Context, Distribution};
+use crate::operator::{BLOCKS, Cancel, Checkpoint, Context, Distribution, Earlier};
 use crate::store::Store;
 use crate::table::{Table, Tables};
 use buffer::Budget;
@@ -71,6 +71,7 @@ pub(crate) struct Job {
     pub graph: Arc<Graph>,
     pub store: Store,
     pub data_root: PathBuf,
+    pub checkpoint: Duration,
     pub cancel: Cancel,
 }
 
@@ -169,7 +170,18 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
         for start in group {
             let stage = Arc::new(job.graph.stages[start.stage].clone());
             let attempt = job.store.attempt_folder(&start.attempt);
-            let context = Context::new(stage.entry.name, job.graph.seed, &job.data_root, &attempt, &job.cancel);
+            let context = Context {
+                checkpoint: start.lineage.as_ref().map(|lineage| Checkpoint {
+                    folder: job.store.checkpoint_folder(lineage),
+                    every: job.checkpoint,
+                }),
+                earlier: Arc::new(Published {
+                    store: job.store.clone(),
+                    keys: start.earlier.clone(),
+                }),
+                gpus: start.gpus.clone(),
+                ..Context::new(stage.entry.name, stage.seed, &job.data_root, &attempt, &job.cancel)
+            };
             let once = stage.bound.distribution == Distribution::Whole;
             let mut broadcast = Tables::new();
             let mut failure = None;
@@ -247,6 +259,29 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
             streams.insert(start.stage, writer::write(result, &run, wanted, &acks));
         }
     });
+}
+
+/// Earlier results of an operator, from the store.
+struct Published {
+    store: Store,
+    keys: Vec<String>,
+}
+
+impl Earlier for Published {
+    fn results(&self) -> Box<dyn Iterator<Item = (Tables, Tables)> + '_> {
+        // A result that is gone or damaged is none.
+        let tables = |digests: &BTreeMap<String, String>| -> Option<Tables> {
+            let mut tables = Tables::new();
+            for (port, digest) in digests {
+                tables.insert(port, self.store.table(digest).ok()?);
+            }
+            Some(tables)
+        };
+        Box::new(self.keys.iter().filter_map(move |key| {
+            let record = self.store.record(key)?;
+            Some((tables(&record.preimage.inputs)?, tables(&record.outputs)?))
+        }))
+    }
 }
 
 /// Only the parcels of one port.

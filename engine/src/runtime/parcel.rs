@@ -60,6 +60,12 @@ pub(crate) struct Start {
     pub published: BTreeMap<String, String>,
     /// The worker that runs it, if it runs once.
     pub worker: usize,
+    /// Where its checkpoints are, if it keeps some.
+    pub lineage: Option<String>,
+    /// Keys of earlier results of the same operator and config, newest first.
+    pub earlier: Vec<String>,
+    /// Ids of the devices it was given.
+    pub gpus: Vec<usize>,
 }
 
 /// From a worker to the coordinator.

@@ -223,7 +223,7 @@ impl PartFile {
         let properties = WriterProperties::builder()
             .set_created_by("sluice".to_string())
             .set_compression(Compression::ZSTD(
-                ZstdLevel::try_new(1).map_err(|error| failed(path, &error))?,
+                ZstdLevel::try_new(1).map_err(|error| failed(path, error))?,
             ))
             .set_max_row_group_row_count(Some(CHUNK_ROWS))
             .build();
@@ -233,7 +233,7 @@ impl PartFile {
             bytes: 0,
         };
         let writer =
-            ArrowWriter::try_new(sink, schema.clone(), Some(properties)).map_err(|error| failed(path, &error))?;
+            ArrowWriter::try_new(sink, schema.clone(), Some(properties)).map_err(|error| failed(path, error))?;
         Ok(PartFile {
             path: path.to_path_buf(),
             writer,
@@ -246,12 +246,12 @@ impl PartFile {
         self.writer
             .write(batch)
             .and_then(|()| self.writer.flush())
-            .map_err(|error| failed(&self.path, &error))
+            .map_err(|error| failed(&self.path, error))
     }
 
     pub(crate) fn finish(self) -> Result<FileEntry> {
         let path = self.path;
-        let mut sink = self.writer.into_inner().map_err(|error| failed(&path, &error))?;
+        let mut sink = self.writer.into_inner().map_err(|error| failed(&path, error))?;
         sink.file.flush().map_err(|error| Error::io("write", &path, &error))?;
         sink.file
             .get_ref()
@@ -285,6 +285,12 @@ impl Write for Hashing {
     }
 }
 
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
+/// The error of the file system below an error of Parquet tells more: a full disk has a code of its own.
+fn failed(path: &Path, error: parquet::errors::ParquetError) -> Error {
+    if let parquet::errors::ParquetError::External(source) = &error
+        && let Some(source) = source.downcast_ref::<std::io::Error>()
+    {
+        return Error::io("write", path, source);
+    }
     Error::device("write", format!("cannot write \"{}\": {error}", path.display()))
 }
