@@ -266,9 +266,9 @@ impl safetensors::View for Numbers<'_> {
 }
 
 fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
-    let (weights, optimizer) = engine.state()?;
+    let state = engine.state()?;
     let mut tensors: Vec<(String, Numbers)> = Vec::new();
-    for (tensor, (m, v)) in weights.tensors().iter().zip(optimizer.1.iter()) {
+    for (tensor, (m, v)) in state.weights.tensors().iter().zip(state.moments.iter()) {
         for (group, data) in [("weights", &tensor.data), ("first", m), ("second", v)] {
             tensors.push((format!("{group}/{}", tensor.name), Numbers::single(data)));
         }
@@ -281,9 +281,9 @@ fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
         }
     }
     let (loss, steps, samples) = run.losses;
-    let state = vec![
+    let counts = vec![
         run.step as f64,
-        f64::from(optimizer.0),
+        f64::from(state.steps),
         run.since_best as f64,
         loss,
         steps as f64,
@@ -291,7 +291,7 @@ fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
         run.seconds(),
     ];
     let curve = run.curve.iter().flat_map(numbers).collect();
-    for (name, data) in [("curve", curve), ("best", best), ("state", state)] {
+    for (name, data) in [("curve", curve), ("best", best), ("state", counts)] {
         tensors.push((name.into(), Numbers::double(data)));
     }
     let about = HashMap::from([("identity".to_string(), identity.to_string())]);

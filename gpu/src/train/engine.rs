@@ -27,6 +27,13 @@ pub(super) enum Engine {
     },
 }
 
+/// Weights, and steps and moments of the optimizer.
+pub(super) struct State<'a> {
+    pub(super) weights: Cow<'a, Weights>,
+    pub(super) steps: i32,
+    pub(super) moments: Cow<'a, [Moments]>,
+}
+
 impl Engine {
     pub(super) fn new(model: Tiger, options: &TrainOptions, device: &Device) -> Result<Self> {
         if device.is_cpu() {
@@ -134,16 +141,24 @@ impl Engine {
         }
     }
 
-    /// Weights, and steps and moments of the optimizer. There are none of these before the first step.
-    pub(super) fn state(&self) -> Result<(Cow<'_, Weights>, (i32, Cow<'_, [Moments]>))> {
+    /// Weights and optimizer as they are. There are no moments before the first step.
+    pub(super) fn state(&self) -> Result<State<'_>> {
         match self {
             Engine::Fast { model, adam, .. } => {
                 let (steps, moments) = adam.state();
-                Ok((Cow::Borrowed(model.weights()), (steps, Cow::Borrowed(moments))))
+                Ok(State {
+                    weights: Cow::Borrowed(model.weights()),
+                    steps,
+                    moments: Cow::Borrowed(moments),
+                })
             }
             Engine::Stock { stock, adam, .. } => {
                 let (steps, moments) = adam.state()?;
-                Ok((Cow::Owned(stock.weights()?), (steps, Cow::Owned(moments))))
+                Ok(State {
+                    weights: Cow::Owned(stock.weights()?),
+                    steps,
+                    moments: Cow::Owned(moments),
+                })
             }
         }
     }
