@@ -41,6 +41,8 @@ pub mod tabulate_metrics;
 mod testdata;
 pub mod tokenize_sequences;
 pub mod train_tiger;
+#[cfg(test)]
+mod versions;
 
 use sluice_engine::operator::Registry;
 
