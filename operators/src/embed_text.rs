@@ -89,7 +89,7 @@ impl Operator for EmbedText {
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "items with item_id and text")];
 
     fn determinism(&self) -> Determinism {
-        models::determinism(&self.device)
+        models::determinism(&self.device, models::FORWARD_TOLERANCE)
     }
 
     fn bind(&self, binding: &Binding) -> Bound {
@@ -143,10 +143,10 @@ impl Operator for EmbedText {
         let width = BertConfig::load(&folder).map_err(|error| bad(&error))?.hidden_size;
         let batch = inputs.batch(INPUT)?;
         let mut distinct = Distinct::new(schema::strings(&batch, TEXT)?, width);
-        for (inputs, outputs) in context.earlier.results().take(EARLIER) {
-            if distinct.missing().is_empty() {
-                break;
-            }
+        let mut earlier = context.earlier.results().take(EARLIER);
+        while !distinct.missing().is_empty()
+            && let Some((inputs, outputs)) = earlier.next()
+        {
             context.check_cancelled()?;
             // A result that cannot be read saves no work, and does no harm.
             let _ = distinct.reuse(&inputs, &outputs);

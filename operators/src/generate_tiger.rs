@@ -90,7 +90,7 @@ impl Operator for GenerateTiger {
     ];
 
     fn determinism(&self) -> Determinism {
-        models::determinism(&self.device)
+        models::determinism(&self.device, models::FORWARD_TOLERANCE)
     }
 
     fn bind(&self, binding: &Binding) -> Bound {

@@ -170,7 +170,7 @@ impl Operator for TrainTiger {
     ];
 
     fn determinism(&self) -> Determinism {
-        models::determinism(&self.device)
+        models::determinism(&self.device, models::TRAINING_TOLERANCE)
     }
 
     fn extendable(&self) -> bool {
