@@ -6,8 +6,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -36,7 +36,8 @@ pub type Notes = Map<String, Value>;
 ///
 /// Config fields are part of the key unless marked `#[schemars(extend("x-resource" = true))]`. Those marked
 /// `#[schemars(extend("x-extent" = true))]` say how far to go (steps, epochs): they are part of the key, but not of the
-/// lineage under which checkpoints are kept, where [`Operator::extendable`] says so. A field without a meaningful default is marked `#[schemars(extend("x-required" = true))]`.
+/// lineage under which checkpoints are kept, where [`Operator::extendable`] says so. A field without a meaningful
+/// default is marked `#[schemars(extend("x-required" = true))]`.
 /// The struct carries `#[serde(default, deny_unknown_fields)]` and `impl Default` is the only home of defaults.
 pub trait Operator: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// The name in pipelines: a verb and its object.
@@ -455,6 +456,8 @@ pub struct Context {
     pub earlier: Arc<dyn Earlier>,
     /// Device ids that this stage was given, if it asked for some.
     pub gpus: Vec<usize>,
+    /// Facts that calls stated so far; clones share them. See [`Context::note`].
+    pub notes: Arc<Mutex<Notes>>,
 }
 
 impl Context {
@@ -472,6 +475,7 @@ impl Context {
             checkpoint: None,
             earlier: Arc::new(Never),
             gpus: Vec::new(),
+            notes: Arc::default(),
         }
     }
 
@@ -500,6 +504,19 @@ impl Context {
             unit: unit.to_string(),
             figures: figures.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
         });
+    }
+
+    /// States a fact of how this call went, where [`Operator::conclude`] cannot see it: rows that were reused, the
+    /// step that training went on from. Whoever states the same name later wins, `conclude` last; so this is for
+    /// operators that run once.
+    pub fn note(&self, name: &str, value: impl Into<Value>) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert(name.to_string(), value.into());
+    }
+
+    /// The facts stated so far: those of `conclude` are added to them.
+    pub fn noted(&self) -> Notes {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Fails when the run was asked to stop. Long loops call this.

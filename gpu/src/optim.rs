@@ -166,6 +166,25 @@ impl StockAdam {
         }
         Ok(())
     }
+
+    /// Steps done, and the two moments of every variable.
+    pub(crate) fn state(&self) -> Result<(i32, Vec<Moments>)> {
+        let numbers = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
+        let moments = self.moments.iter().flatten();
+        let moments: Result<Vec<Moments>> = moments.map(|(m, v)| Ok((numbers(m)?, numbers(v)?))).collect();
+        Ok((self.step, moments?))
+    }
+
+    /// Goes on from a saved state.
+    pub(crate) fn restore(&mut self, step: i32, moments: Vec<Moments>, variables: &[Var]) -> Result<()> {
+        let like = |data: &[f32], variable: &Var| Tensor::from_slice(data, variable.shape(), variable.device());
+        self.step = step;
+        self.moments.clear();
+        for ((m, v), variable) in moments.iter().zip(variables) {
+            self.moments.push(Some((like(m, variable)?, like(v, variable)?)));
+        }
+        Ok(())
+    }
 }
 
 /// Scale that brings the global norm down to `clip_norm`, or 1; sums in fixed order.
@@ -213,6 +232,14 @@ pub enum Schedule {
 }
 
 impl Schedule {
+    /// Whether the learning rate of a step does not depend on the last step, so that a training can be made longer.
+    pub fn is_extendable(self) -> bool {
+        match self {
+            Schedule::Constant | Schedule::InverseSqrt => true,
+            Schedule::Cosine => false,
+        }
+    }
+
     /// Share of the peak learning rate at `step` (from 1) of `total`: linear during `warmup` steps, then the shape.
     pub fn factor(self, step: usize, warmup: usize, total: usize) -> f64 {
         if step < warmup {

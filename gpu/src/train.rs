@@ -1,6 +1,7 @@
 //! Training of TIGER: batches, optimizer steps, early stopping on the validation users.
 
 mod checkpoint;
+mod course;
 mod engine;
 
 use crate::beam::Hypothesis;
@@ -11,11 +12,12 @@ use crate::samples::Samples;
 use crate::tiger::{Noise, Tiger, TigerConfig};
 use crate::trie::Trie;
 use candle_core::Device;
+use course::{Run, Training, tell};
 use engine::{Engine, pack};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Rank cut-off of model selection.
 const K: usize = 5;
@@ -34,7 +36,7 @@ pub struct TrainOptions {
     pub warmup_steps: usize,
     /// Samples per step.
     pub batch_size: usize,
-    /// Stop after this many steps.
+    /// Stop after this many steps. With `max_epochs` the extent of the training, not its course: see [`train_tiger`].
     pub max_steps: Option<usize>,
     /// Stop after this many passes over the samples.
     pub max_epochs: Option<usize>,
@@ -87,9 +89,35 @@ pub struct Validation<'a> {
     pub beam_width: usize,
 }
 
+/// Where training stores its state, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Checkpoint<'a> {
+    /// The folder, made if it is missing. It belongs to trainings of one config, options and data.
+    pub folder: &'a Path,
+    /// Time between two states.
+    pub every: Duration,
+}
+
 /// What happens during training.
 #[derive(Debug)]
 pub enum TrainEvent<'a> {
+    /// Training goes on from a stored state.
+    Resumed {
+        /// Steps done there.
+        step: usize,
+    },
+    /// The state is stored. Comes after a break too; then the answer does not matter.
+    Saved {
+        /// Steps done.
+        step: usize,
+    },
+    /// A state could not be read or stored; training goes on without it. Comes after a break too.
+    StateFailed {
+        /// The file, or the folder.
+        path: &'a Path,
+        /// Why.
+        reason: &'a str,
+    },
     /// A step is done.
     Step {
         /// The step, from 1.
@@ -161,9 +189,11 @@ pub struct Trained {
 
 /// Trains a model from scratch. On the CPU the result depends on nothing but the arguments, not on threads either.
 ///
-/// With a `checkpoint` folder the CPU engine saves its state there after every evaluation, and a run that finds the
-/// state of the same config, options and data goes on from it: the result is that of an uninterrupted run, to the bit
-/// (the curve's seconds aside). The folder is left for the caller to remove. On another device it is not used.
+/// With a `checkpoint` the state is stored in its folder now and then, at the end, and when `on_event` breaks. A
+/// training that finds a state of the same config, options and data there goes on from it. How far to go (`max_steps`,
+/// `max_epochs`) is no part of that, unless the schedule depends on it: a longer training goes on from the end of a
+/// shorter one. On the CPU the result is that of an uninterrupted training, to the bit (the curve's seconds aside). A
+/// damaged state is told to `on_event` and passed over. States are left for the caller to remove.
 ///
 /// # Errors
 /// [`Error::InvalidConfig`] naming the field, [`Error::InvalidData`] for bad samples, [`Error::NotFinite`] with the
@@ -174,7 +204,7 @@ pub fn train_tiger(
     device: &Device,
     samples: &Samples,
     validation: Option<Validation>,
-    checkpoint: Option<&Path>,
+    checkpoint: Option<Checkpoint>,
     on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
 ) -> Result<Trained> {
     options.validate()?;
@@ -182,75 +212,9 @@ pub fn train_tiger(
     if let Some(validation) = &validation {
         check_samples(config, validation.samples, "validation")?;
     }
-    let root = Key::new(options.seed);
-    let mut engine = Engine::new(Tiger::init(config, root.child(0).bits(0))?, options, device)?;
-    let total = options.total_steps(samples.len());
-    let start = Instant::now();
-    let mut run = Run {
-        curve: vec![],
-        best: None,
-        since_best: 0,
-        start,
-        losses: (0.0, 0, 0),
-        window: start,
-    };
-    let identity = checkpoint::identity(config, options, samples, validation.as_ref());
-    let mut step = 0;
-    if let Some(folder) = checkpoint {
-        step = checkpoint::load(folder, &identity, &mut run, &mut engine)?.unwrap_or(0);
-    }
-    let out_of_patience =
-        |run: &Run| validation.is_some() && options.patience > 0 && run.since_best >= options.patience;
-    if out_of_patience(&run) {
-        return run.finish(engine, step, Stopped::Patience);
-    }
-    let per_epoch = samples.len().div_ceil(options.batch_size);
-    while step < total {
-        let (epoch, done) = (1 + step / per_epoch, step % per_epoch);
-        let order = root.child(1).child(epoch as u64);
-        let batches = samples.batches(options.batch_size, options.bucket_batches, order);
-        for rows in &batches[done..] {
-            if step == total {
-                break;
-            }
-            step += 1;
-            let lr = options.lr * options.schedule.factor(step, options.warmup_steps, total);
-            let (histories, targets) = pack(config, samples, rows)?;
-            let mut noise = Noise::new(config.dropout, root.child(2).child(step as u64));
-            let loss = engine.step(&histories, &targets, &mut noise, lr, options.clip_norm)?;
-            if !loss.is_finite() {
-                return Err(Error::NotFinite { step, loss });
-            }
-            let samples_per_second = run.count(loss, rows.len());
-            tell(
-                on_event,
-                TrainEvent::Step {
-                    step,
-                    total,
-                    loss,
-                    samples_per_second,
-                },
-            )?;
-            if step % options.eval_every != 0 && step != total {
-                continue;
-            }
-            let metrics = match &validation {
-                Some(v) => Some(engine.evaluate(v, root.child(3), on_event)?),
-                None => None,
-            };
-            let best = run.record(step, epoch, lr, metrics, &engine)?;
-            if let Some(point) = run.curve.last() {
-                tell(on_event, TrainEvent::Evaluated { point, best })?;
-            }
-            if let Some(folder) = checkpoint {
-                checkpoint::save(folder, &identity, &run, &engine)?;
-            }
-            if out_of_patience(&run) {
-                return run.finish(engine, step, Stopped::Patience);
-            }
-        }
-    }
-    run.finish(engine, step, Stopped::Finished)
+    let model = Tiger::init(config, Key::new(options.seed).child(0).bits(0))?;
+    let engine = Engine::new(model, options, device)?;
+    Training::new(config, options, engine, samples, validation, checkpoint).run(on_event)
 }
 
 /// Recall@5 and NDCG@5 of one ranked list. The items of a leaf are tied; the target is one of them.
@@ -301,79 +265,6 @@ impl TrainOptions {
         let per_epoch = samples.div_ceil(self.batch_size);
         let epochs = self.max_epochs.map_or(usize::MAX, |e| e.saturating_mul(per_epoch));
         self.max_steps.unwrap_or(usize::MAX).min(epochs)
-    }
-}
-
-/// What training has found so far.
-struct Run {
-    curve: Vec<CurvePoint>,
-    best: Option<(f64, f64, usize, Tiger)>,
-    since_best: usize,
-    start: Instant,
-    /// Since the last evaluation: sum of losses, steps, samples.
-    losses: (f64, usize, usize),
-    window: Instant,
-}
-
-impl Run {
-    /// Counts a step and says how many samples per second went through lately.
-    fn count(&mut self, loss: f32, samples: usize) -> f64 {
-        self.losses.0 += f64::from(loss);
-        self.losses.1 += 1;
-        self.losses.2 += samples;
-        self.losses.2 as f64 / self.window.elapsed().as_secs_f64().max(1e-9)
-    }
-
-    /// Adds a point to the curve and keeps the weights if it is the best.
-    fn record(
-        &mut self,
-        step: usize,
-        epoch: usize,
-        lr: f64,
-        metrics: Option<(f64, f64)>,
-        engine: &Engine,
-    ) -> Result<bool> {
-        self.curve.push(CurvePoint {
-            step,
-            epoch,
-            train_loss: self.losses.0 / self.losses.1.max(1) as f64,
-            valid_recall_5: metrics.map(|m| m.0),
-            valid_ndcg_5: metrics.map(|m| m.1),
-            lr,
-            seconds: self.start.elapsed().as_secs_f64(),
-        });
-        self.losses = (0.0, 0, 0);
-        self.window = Instant::now();
-        let Some((recall, ndcg)) = metrics else {
-            return Ok(false);
-        };
-        let better = self.best.as_ref().is_none_or(|b| (recall, ndcg) > (b.0, b.1));
-        self.since_best += 1;
-        if better {
-            self.since_best = 0;
-            self.best = Some((recall, ndcg, step, engine.model()?));
-        }
-        Ok(better)
-    }
-
-    fn finish(self, engine: Engine, step: usize, stopped: Stopped) -> Result<Trained> {
-        let (best_step, model) = match self.best {
-            Some((_, _, step, model)) => (step, model),
-            None => (step, engine.model()?),
-        };
-        Ok(Trained {
-            model,
-            best_step,
-            curve: self.curve,
-            stopped,
-        })
-    }
-}
-
-fn tell(on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>, event: TrainEvent) -> Result<()> {
-    match on_event(event) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Interrupted),
     }
 }
 

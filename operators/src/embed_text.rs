@@ -1,12 +1,13 @@
 //! Embeds item texts with a pretrained text encoder.
 
+mod distinct;
+
 use std::path::{Path, PathBuf};
 
-use arrow::array::Array;
 use arrow::datatypes::DataType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{Binding, Bound, Context, Input, Operator};
+use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Operator};
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 use sluice_gpu::bert::BertConfig;
@@ -16,8 +17,11 @@ use tokenizers::Tokenizer;
 use crate::embed_tfidf_svd::embeddings;
 use crate::models;
 use crate::schema::{self, ITEM_ID, TEXT};
+use distinct::Distinct;
 
 const INPUT: &str = "input";
+/// The most earlier results that are looked at.
+const EARLIER: usize = 8;
 /// Texts per call of the encoder: progress and interruption come in between.
 const SHARE: usize = 1024;
 
@@ -27,7 +31,9 @@ const SHARE: usize = 1024;
 /// `input`: `item_id`, `text`.
 ///
 /// # Out
-/// `out`: `item_id`, `embedding` (as wide as the encoder's hidden state).
+/// `out`: `item_id`, `embedding` (as wide as the encoder's hidden state). Equal texts are embedded once, and texts that
+/// an earlier result with this config holds are taken from there: an embedding depends on its text alone. The notes
+/// count rows `embedded`, `reused` from earlier results and `repeated`.
 ///
 /// # Source
 /// Sentence-BERT (Reimers and Gurevych, 2019): masked mean pooling over the last hidden state. The texts of GRID
@@ -82,6 +88,10 @@ impl Operator for EmbedText {
     const VERSION: u32 = 1;
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "items with item_id and text")];
 
+    fn determinism(&self) -> Determinism {
+        models::determinism(&self.device, models::FORWARD_TOLERANCE)
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         binding.require(INPUT, &[(ITEM_ID, DataType::Utf8), (TEXT, DataType::Utf8)]);
         if self.max_length < 3 {
@@ -130,12 +140,42 @@ impl Operator for EmbedText {
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let folder = find(&context.path(&self.model), &self.model)
             .ok_or_else(|| missing(&self.model, &context.path(&self.model)))?;
-        let bad = |error: &dyn std::fmt::Display| Error::data("bad-checkpoint", error.to_string());
+        let width = BertConfig::load(&folder).map_err(|error| bad(&error))?.hidden_size;
+        let batch = inputs.batch(INPUT)?;
+        let mut distinct = Distinct::new(schema::strings(&batch, TEXT)?, width);
+        let mut earlier = context.earlier.results().take(EARLIER);
+        while !distinct.missing().is_empty()
+            && let Some((inputs, outputs)) = earlier.next()
+        {
+            context.check_cancelled()?;
+            // A result that cannot be read saves no work, and does no harm.
+            let _ = distinct.reuse(&inputs, &outputs);
+        }
+        let missing = distinct.missing();
+        if !missing.is_empty() {
+            self.embed(context, &folder, &mut distinct, &missing)?;
+        }
+        let rows = distinct.rows();
+        context.note("embedded", rows.embedded as u64);
+        context.note("reused", rows.reused as u64);
+        context.note("repeated", rows.repeated as u64);
+        Ok(Tables::out(embeddings(
+            schema::strings(&batch, ITEM_ID)?,
+            distinct.into_values(),
+            width,
+        )?))
+    }
+}
+
+impl EmbedText {
+    /// Runs the encoder over texts that have no embedding yet.
+    fn embed(&self, context: &Context, folder: &Path, distinct: &mut Distinct, missing: &[usize]) -> Result<()> {
         let mut tokenizer = Tokenizer::from_file(folder.join("tokenizer.json")).map_err(|error| bad(&error))?;
         // The encoder cuts, so that the cut is the same for every tokenizer file, and nothing is padded.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| bad(&error))?;
-        let encoder = TextEncoder::load(&folder, &models::device(&self.device)?).map_err(|error| bad(&error))?;
+        let device = models::device(context, &self.device)?;
+        let encoder = TextEncoder::load(folder, &device).map_err(|error| bad(&error))?;
         let options = EncodeOptions {
             pooling: match self.pooling {
                 Pooling::Mean => EncoderPooling::Mean,
@@ -145,36 +185,33 @@ impl Operator for EmbedText {
             normalize: self.normalize,
             max_length: self.max_length as usize,
         };
-        let batch = inputs.batch(INPUT)?;
-        let texts = schema::strings(&batch, TEXT)?;
-        let mut tokens = Vec::with_capacity(texts.len());
-        for row in 0..texts.len() {
+        let mut tokens = Vec::with_capacity(missing.len());
+        for text in missing {
             let encoding = tokenizer
-                .encode_fast(texts.value(row), true)
+                .encode_fast(distinct.text(*text), true)
                 .map_err(|error| bad(&error))?;
             tokens.push(encoding.get_ids().to_vec());
         }
         // Shares of like length, so that a share's batches are even; results do not depend on the batch.
         let mut order: Vec<usize> = (0..tokens.len()).collect();
-        order.sort_by_key(|row| (std::cmp::Reverse(tokens[*row].len()), *row));
-        let mut values = vec![0f32; tokens.len() * encoder.dim()];
+        order.sort_by_key(|at| (std::cmp::Reverse(tokens[*at].len()), *at));
         let mut done = 0;
         for share in order.chunks(SHARE) {
             context.check_cancelled()?;
-            let ids: Vec<Vec<u32>> = share.iter().map(|row| std::mem::take(&mut tokens[*row])).collect();
+            let ids: Vec<Vec<u32>> = share.iter().map(|at| std::mem::take(&mut tokens[*at])).collect();
             let encoded = encoder.encode(&ids, &options, |_, _| {}).map_err(|error| bad(&error))?;
-            for (row, vector) in share.iter().zip(encoded.chunks_exact(encoder.dim())) {
-                values[row * encoder.dim()..(row + 1) * encoder.dim()].copy_from_slice(vector);
+            for (at, vector) in share.iter().zip(encoded.chunks_exact(encoder.dim())) {
+                distinct.embedded(missing[*at], vector);
             }
             done += share.len();
-            context.progress(done as u64, Some(texts.len() as u64), "texts", &[]);
+            context.progress(done as u64, Some(missing.len() as u64), "texts", &[]);
         }
-        Ok(Tables::out(embeddings(
-            schema::strings(&batch, ITEM_ID)?,
-            values,
-            encoder.dim(),
-        )?))
+        Ok(())
     }
+}
+
+fn bad(error: &dyn std::fmt::Display) -> Error {
+    Error::data("bad-checkpoint", error.to_string())
 }
 
 /// The folder of a checkpoint: as given, or the newest snapshot in the hub's cache.
@@ -221,47 +258,4 @@ fn weight_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use sluice_engine::harness::Harness;
-    use sluice_engine::operator::OUT;
-    use sluice_engine::table::Table;
-    use sluice_engine::text;
-
-    #[test]
-    fn minilm_agrees_with_its_published_vector() {
-        let Some(data) = crate::testdata::folder() else { return };
-        let harness = Harness {
-            data_root: data,
-            ..Default::default()
-        };
-        let items =
-            text::parse("item_id | text\n 1 | This is an example sentence\n 2 | Each sentence is converted").unwrap();
-        let operator = EmbedText {
-            model: "all-MiniLM-L6-v2-f16".into(),
-            device: "cpu".into(),
-            ..Default::default()
-        };
-        let out = harness
-            .run(&operator, &[("input", Table::new(items))])
-            .unwrap()
-            .batch(OUT)
-            .unwrap();
-        let (values, width) = schema::embedding_values(&out).unwrap();
-        assert_eq!(width, 384);
-        for (got, want) in values.iter().zip([0.0677, 0.0635, 0.0487, 0.0793, 0.0374]) {
-            assert!((got - want).abs() < 1e-3, "{got} {want}");
-        }
-    }
-
-    #[test]
-    fn a_missing_checkpoint_is_named() {
-        let items = text::parse("item_id | text\n 1 | x").unwrap();
-        let operator = EmbedText {
-            model: "nowhere/model".into(),
-            ..Default::default()
-        };
-        let error = sluice_engine::harness::run(&operator, &[("input", items)]).unwrap_err();
-        assert_eq!(error.code, "no-checkpoint");
-    }
-}
+mod tests;

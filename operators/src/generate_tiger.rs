@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UI
 use arrow::datatypes::{DataType, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, Operator};
+use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, Operator};
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 use sluice_gpu::beam::{BeamOptions, Hypothesis, Normalisation as GpuNormalisation, beam_search, beam_search_on};
@@ -89,6 +89,10 @@ impl Operator for GenerateTiger {
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
     ];
 
+    fn determinism(&self) -> Determinism {
+        models::determinism(&self.device, models::FORWARD_TOLERANCE)
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         match binding.shape(MODEL) {
             Shape::Folder(layout) if layout != "tiger" => {
@@ -161,7 +165,7 @@ impl Operator for GenerateTiger {
                 Normalisation::Children => GpuNormalisation::Children,
             },
         };
-        let device = models::device(&self.device)?;
+        let device = models::device(context, &self.device)?;
         let mut stock = match device {
             candle_core::Device::Cpu => None,
             device => Some(Stock::new(model.weights(), &device).map_err(explain)?),

@@ -16,6 +16,8 @@ pub mod embed_tfidf_svd;
 pub mod filter_kcore;
 pub mod formats;
 pub mod generate_tiger;
+#[cfg(test)]
+mod identity;
 pub mod import_semantic_ids;
 pub mod ingest_interactions;
 pub mod ingest_items;
@@ -39,6 +41,8 @@ pub mod tabulate_metrics;
 mod testdata;
 pub mod tokenize_sequences;
 pub mod train_tiger;
+#[cfg(test)]
+mod versions;
 
 use sluice_engine::operator::Registry;
 

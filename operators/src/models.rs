@@ -3,13 +3,19 @@
 use std::collections::HashMap;
 
 use arrow::array::{Array, AsArray};
-use sluice_engine::operator::Context;
+use sluice_engine::operator::{Context, Determinism};
 use sluice_engine::table::Table;
 use sluice_engine::{Error, Result};
 use sluice_gpu::samples::Ragged;
 use sluice_gpu::trie::Trie;
 
 use crate::schema::{self, CODEBOOK_SIZES, ITEM_ID, SEMANTIC_ID, SEQUENCE, USER_ID};
+
+/// How close two forward passes on a GPU are taken to be. Declared from the width of f32, not measured.
+pub const FORWARD_TOLERANCE: f64 = 1e-4;
+
+/// The same for weights after many steps, each of which amplifies the differences of those before.
+pub const TRAINING_TOLERANCE: f64 = 1e-2;
 
 /// A catalogue of semantic ids: items in table order, their codes, the size of every level, the trie.
 pub struct SemanticIds {
@@ -132,9 +138,21 @@ pub fn user_number(user: &str) -> u64 {
     sluice_engine::random::Random::new(0, "user", user).key()
 }
 
-/// The device of a resource field; `auto` takes a GPU if there is one.
-pub fn device(name: &str) -> Result<candle_core::Device> {
-    sluice_gpu::device::device(name).map_err(explain)
+/// The device of a resource field. `auto` takes the first GPU that the stage was given, else a GPU if there is one.
+pub fn device(context: &Context, name: &str) -> Result<candle_core::Device> {
+    let given = context.gpus.first().map(|gpu| format!("cuda:{gpu}"));
+    let given = given.filter(|_| name == "auto" && candle_core::utils::cuda_is_available());
+    sluice_gpu::device::device(given.as_deref().unwrap_or(name)).map_err(explain)
+}
+
+/// How far two results of a model agree. On the CPU every sum has a fixed order; on another device sums run in the
+/// order in which threads come, and results are only close. Near ties may then be ranked either way.
+pub fn determinism(device: &str, tolerance: f64) -> Determinism {
+    match sluice_gpu::device::device(device) {
+        // A device that is not there fails the stage, so nothing is promised of it.
+        Ok(device) if device.is_cpu() => Determinism::Exact,
+        _ => Determinism::Tolerance(tolerance),
+    }
 }
 
 /// An error of a model as an error of the house.
@@ -160,5 +178,34 @@ pub fn stopped(context: &Context) -> std::ops::ControlFlow<()> {
         std::ops::ControlFlow::Break(())
     } else {
         std::ops::ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sluice_engine::operator::Cancel;
+
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_exact_and_other_devices_are_close() {
+        let exact = |device: &str| determinism(device, 0.5) == Determinism::Exact;
+        assert!(exact("cpu"));
+        assert_eq!(determinism("cuda:63", 0.5), Determinism::Tolerance(0.5));
+        assert_eq!(exact("auto"), sluice_gpu::device::device("auto").unwrap().is_cpu());
+    }
+
+    #[test]
+    fn a_given_gpu_is_for_auto_alone() {
+        let mut context = Context::new("op", 1, Path::new("."), Path::new("."), &Cancel::default());
+        context.gpus = vec![63];
+        assert!(device(&context, "cpu").unwrap().is_cpu());
+        // Without CUDA in the build there is none to take; with it, the one that was given or none.
+        assert_eq!(
+            device(&context, "auto").is_ok(),
+            !candle_core::utils::cuda_is_available()
+        );
     }
 }

@@ -92,6 +92,10 @@ impl Operator for ScoreRanking {
         Input::optional(ITEMS, "the catalogue, for coverage and Gini"),
     ];
 
+    fn seeded(&self) -> bool {
+        self.resamples > 0
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         if self.k.is_empty() || self.k.contains(&0) {
             binding.bad_value("k", "\"k\" wants one or more cut-offs, each at least 1");

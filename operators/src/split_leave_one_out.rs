@@ -60,6 +60,10 @@ impl Operator for SplitLeaveOneOut {
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[Input::required(INTERACTIONS, "interactions to split")];
 
+    fn seeded(&self) -> bool {
+        self.ties == Ties::Hash
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         if self.min_items < 3 {
             binding.bad_value(

@@ -1,20 +1,19 @@
 //! Trains TIGER: a T5 encoder-decoder that reads the semantic ids of a history and writes the next item's.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, UInt16Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, Operator};
+use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
 use sluice_gpu::optim::{AdamConfig, Schedule as GpuSchedule};
 use sluice_gpu::samples::{Ragged, Samples};
 use sluice_gpu::tiger::{FeedForward as GpuFeedForward, TigerConfig};
-use sluice_gpu::train::{TrainEvent, TrainOptions, Validation, train_tiger};
+use sluice_gpu::train::{Checkpoint, TrainEvent, TrainOptions, Validation, train_tiger};
 
 use crate::models::{self, SemanticIds, encode_histories, explain, user_number};
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
@@ -33,7 +32,8 @@ const CURVE: &str = "curve";
 ///
 /// # Out
 /// `model`: a folder with `config.json` and `model.safetensors`. `curve`: `step, epoch, train_loss, valid_recall_5,
-/// valid_ndcg_5, learning_rate`, a row per evaluation.
+/// valid_ndcg_5, learning_rate`, a row per evaluation. The notes say which step an interrupted or a longer training went
+/// on from.
 ///
 /// # Source
 /// TIGER (arXiv 2305.05065) as GRID (arXiv 2507.22224) builds it: 4 + 4 layers, d_model 128, 6 heads of 64, d_ff 1024,
@@ -78,9 +78,11 @@ pub struct TrainTiger {
     pub clip_norm: Option<f64>,
     /// Samples per step.
     pub batch_size: u32,
-    /// Most steps.
+    /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
+    #[schemars(extend("x-extent" = true))]
     pub max_steps: u32,
-    /// Most passes over the samples; null for no limit.
+    /// Most passes over the samples; null for no limit. See `max_steps`.
+    #[schemars(extend("x-extent" = true))]
     pub max_epochs: Option<u32>,
     /// Steps between evaluations on valid.
     pub eval_every: u32,
@@ -167,6 +169,14 @@ impl Operator for TrainTiger {
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
     ];
 
+    fn determinism(&self) -> Determinism {
+        models::determinism(&self.device, models::TRAINING_TOLERANCE)
+    }
+
+    fn extendable(&self) -> bool {
+        self.options(0).schedule.is_extendable()
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         binding.require(
             SEQUENCES,
@@ -248,27 +258,47 @@ impl Operator for TrainTiger {
         };
         let validation = (!valid.is_empty()).then_some(validation);
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
-        let device = models::device(&self.device)?;
+        let device = models::device(context, &self.device)?;
         let mut best = f64::NAN;
         let mut steps = (0, 0, 0.0);
-        let trained = train_tiger(&config, &options, &device, &samples, validation, None, &mut |event| {
-            match event {
-                TrainEvent::Step { step, total, loss, .. } => {
-                    steps = (step as u64, total as u64, f64::from(loss));
+        let mut passed_over = Vec::new();
+        let checkpoint = context.checkpoint.as_ref().map(|checkpoint| Checkpoint {
+            folder: &checkpoint.folder,
+            every: checkpoint.every,
+        });
+        let trained = train_tiger(
+            &config,
+            &options,
+            &device,
+            &samples,
+            validation,
+            checkpoint,
+            &mut |event| {
+                match event {
+                    TrainEvent::Resumed { step } => {
+                        context.note("resumed_from_step", step as u64);
+                        return models::stopped(context);
+                    }
+                    TrainEvent::StateFailed { path, reason } => {
+                        let name = path.file_name().unwrap_or_default().to_string_lossy();
+                        passed_over.push(format!("{name}: {reason}"));
+                        context.note("states_passed_over", passed_over.clone());
+                        return models::stopped(context);
+                    }
+                    TrainEvent::Step { step, total, loss, .. } => {
+                        steps = (step as u64, total as u64, f64::from(loss));
+                    }
+                    TrainEvent::Evaluated { point, best: true } => best = point.valid_recall_5.unwrap_or(f64::NAN),
+                    TrainEvent::Evaluated { .. } | TrainEvent::Evaluating { .. } | TrainEvent::Saved { .. } => {}
                 }
-                TrainEvent::Evaluated { point, best: true } => best = point.valid_recall_5.unwrap_or(f64::NAN),
-                TrainEvent::Evaluated { .. } | TrainEvent::Evaluating { .. } => {}
-            }
-            let mut figures = vec![("loss", steps.2)];
-            if best.is_finite() {
-                figures.push(("valid recall@5", best));
-            }
-            context.progress(steps.0, Some(steps.1), "steps", &figures);
-            match models::stopped(context) {
-                ControlFlow::Break(()) => ControlFlow::Break(()),
-                ControlFlow::Continue(()) => ControlFlow::Continue(()),
-            }
-        })
+                let mut figures = vec![("loss", steps.2)];
+                if best.is_finite() {
+                    figures.push(("valid recall@5", best));
+                }
+                context.progress(steps.0, Some(steps.1), "steps", &figures);
+                models::stopped(context)
+            },
+        )
         .map_err(explain)?;
         let folder = context.folder(MODEL)?;
         trained.model.save(&folder).map_err(explain)?;
@@ -410,3 +440,6 @@ fn curve_fields() -> Vec<Field> {
         Field::new("learning_rate", DataType::Float64, false),
     ]
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,14 @@
 //! One optimizer step and one evaluation, on the CPU or on another device.
 
+use super::checkpoint::Optimizer;
 use super::*;
 use crate::beam::{BeamOptions, beam_search, beam_search_on};
 use crate::ops::{Graph, Stock, Tape, Workspace};
-use crate::optim::{Adam, StockAdam, clip_scale, stock_clip_scale};
+use crate::optim::{Adam, Moments, StockAdam, clip_scale, stock_clip_scale};
 use crate::tiger::{Histories, loss};
+use crate::weights::Weights;
+use candle_core::Tensor;
+use std::borrow::Cow;
 
 /// Validation users searched together.
 const EVALUATION_USERS: usize = 256;
@@ -21,6 +25,13 @@ pub(super) enum Engine {
         stock: Box<Stock>,
         adam: StockAdam,
     },
+}
+
+/// Weights, and steps and moments of the optimizer.
+pub(super) struct State<'a> {
+    pub(super) weights: Cow<'a, Weights>,
+    pub(super) steps: i32,
+    pub(super) moments: Cow<'a, [Moments]>,
 }
 
 impl Engine {
@@ -120,6 +131,53 @@ impl Engine {
             )?;
         }
         Ok((recall / total as f64, ndcg / total as f64))
+    }
+
+    /// Which engine it is: a state of one is no state of the other.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Engine::Fast { .. } => "cpu",
+            Engine::Stock { .. } => "device",
+        }
+    }
+
+    /// Weights and optimizer as they are. There are no moments before the first step.
+    pub(super) fn state(&self) -> Result<State<'_>> {
+        match self {
+            Engine::Fast { model, adam, .. } => {
+                let (steps, moments) = adam.state();
+                Ok(State {
+                    weights: Cow::Borrowed(model.weights()),
+                    steps,
+                    moments: Cow::Borrowed(moments),
+                })
+            }
+            Engine::Stock { stock, adam, .. } => {
+                let (steps, moments) = adam.state()?;
+                Ok(State {
+                    weights: Cow::Owned(stock.weights()?),
+                    steps,
+                    moments: Cow::Owned(moments),
+                })
+            }
+        }
+    }
+
+    /// Goes on from a saved state, of which tensors are in the order of the model's.
+    pub(super) fn restore(&mut self, weights: Weights, (steps, moments): Optimizer) -> Result<()> {
+        match self {
+            Engine::Fast { model, adam, .. } => {
+                *model.weights_mut() = weights;
+                adam.restore(steps, moments);
+            }
+            Engine::Stock { stock, adam, .. } => {
+                for (variable, tensor) in stock.variables().iter().zip(weights.tensors()) {
+                    variable.set(&Tensor::from_slice(&tensor.data, tensor.matrix(), variable.device())?)?;
+                }
+                adam.restore(steps, moments, stock.variables())?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn model(&self) -> Result<Tiger> {

@@ -1,4 +1,4 @@
-//! Training learns, repeats itself, goes on after a kill, and says what is wrong.
+//! Training learns, repeats itself, and says what is wrong.
 
 use super::*;
 use crate::ops::Stock;
@@ -6,7 +6,7 @@ use crate::optim::StockAdam;
 use crate::samples::Ragged;
 
 /// Twelve items in a ring: the next item is the last one plus 1.
-fn ring(n: usize) -> (TigerConfig, Samples, Trie) {
+pub(super) fn ring(n: usize) -> (TigerConfig, Samples, Trie) {
     let id = |item: u64| [(item / 4) as u16, (item % 4) as u16];
     let (mut histories, mut targets) = (Ragged::default(), vec![]);
     for s in 0..n as u64 {
@@ -32,7 +32,7 @@ fn ring(n: usize) -> (TigerConfig, Samples, Trie) {
     (config, samples, Trie::new(&ids, 2).unwrap())
 }
 
-fn options() -> TrainOptions {
+pub(super) fn options() -> TrainOptions {
     TrainOptions {
         lr: 1e-2,
         batch_size: 32,
@@ -45,7 +45,7 @@ fn options() -> TrainOptions {
     }
 }
 
-fn go_on(_: TrainEvent) -> ControlFlow<()> {
+pub(super) fn go_on(_: TrainEvent) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -79,56 +79,6 @@ fn learns_a_ring_and_stops_early() {
     let best = trained.curve.iter().find(|p| p.step == trained.best_step).unwrap();
     assert!(trained.curve.iter().all(|p| p.valid_recall_5 <= best.valid_recall_5));
     assert_eq!(run(3).unwrap().model, trained.model);
-}
-
-#[test]
-fn a_killed_run_goes_on_and_ends_the_same() {
-    let (config, samples, trie) = ring(500);
-    let valid = Validation {
-        samples: &samples,
-        trie: &trie,
-        users: Some(50),
-        beam_width: 5,
-    };
-    let train = |options: &TrainOptions, folder, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
-        train_tiger(&config, options, &Device::Cpu, &samples, Some(valid), folder, on_event)
-    };
-    let options = TrainOptions {
-        max_steps: Some(70),
-        eval_every: 20,
-        ..options()
-    };
-    let whole = train(&options, None, &mut go_on).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let mut first = 0;
-    for kill_at in [33, 51, 1000] {
-        let result = train(&options, Some(folder.path()), &mut |event| match event {
-            TrainEvent::Step { step, .. } if step == kill_at => ControlFlow::Break(()),
-            TrainEvent::Step { step, .. } => {
-                first = if first == 0 { step } else { first };
-                ControlFlow::Continue(())
-            }
-            _ => ControlFlow::Continue(()),
-        });
-        let Ok(trained) = result else { continue };
-        assert_eq!(trained.model, whole.model);
-        assert_eq!(trained.best_step, whole.best_step);
-        let plain = |curve: &[CurvePoint]| -> Vec<CurvePoint> {
-            curve.iter().map(|p| CurvePoint { seconds: 0.0, ..*p }).collect()
-        };
-        assert_eq!(plain(&trained.curve), plain(&whole.curve));
-    }
-    assert_eq!(first, 1);
-    let mut steps = 0;
-    train(&options, Some(folder.path()), &mut |event| {
-        steps += usize::from(matches!(event, TrainEvent::Step { .. }));
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    assert_eq!(steps, 0);
-    let other = TrainOptions { lr: 0.5, ..options };
-    let text = train(&other, Some(folder.path()), &mut go_on).unwrap_err().to_string();
-    assert!(text.contains("another config"), "{text}");
 }
 
 #[test]

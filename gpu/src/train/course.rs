@@ -1,0 +1,286 @@
+//! The course of a training: steps, evaluations and states in their order, whatever point it starts from.
+
+use super::checkpoint::{Kind, States};
+use super::*;
+
+/// A training under way.
+pub(super) struct Training<'a> {
+    config: &'a TigerConfig,
+    options: &'a TrainOptions,
+    samples: &'a Samples,
+    validation: Option<Validation<'a>>,
+    engine: Engine,
+    states: Option<States<'a>>,
+    run: Run,
+    total: usize,
+    /// An epoch and its batches.
+    batches: (usize, Vec<Vec<u32>>),
+}
+
+impl<'a> Training<'a> {
+    pub(super) fn new(
+        config: &'a TigerConfig,
+        options: &'a TrainOptions,
+        engine: Engine,
+        samples: &'a Samples,
+        validation: Option<Validation<'a>>,
+        checkpoint: Option<Checkpoint<'a>>,
+    ) -> Self {
+        let total = options.total_steps(samples.len());
+        let states = checkpoint.map(|checkpoint| {
+            let identity = checkpoint::identity(config, options, total, engine.name(), samples, validation.as_ref());
+            States::new(checkpoint, identity)
+        });
+        Training {
+            config,
+            options,
+            samples,
+            validation,
+            engine,
+            states,
+            run: Run::default(),
+            total,
+            batches: (0, vec![]),
+        }
+    }
+
+    /// Trains to the end. A break stores the state first.
+    pub(super) fn run(mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Trained> {
+        let stopped = match self.go(on_event) {
+            Err(Error::Interrupted) => {
+                let _ = self.keep(Kind::Periodic, on_event);
+                return Err(Error::Interrupted);
+            }
+            other => other?,
+        };
+        self.keep(Kind::Final, on_event)?;
+        self.run.finish(self.engine, stopped)
+    }
+
+    fn go(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Stopped> {
+        if let Some(states) = &mut self.states
+            && let Some((run, weights, optimizer)) = states.load(self.config, self.total, on_event)?
+        {
+            self.engine.restore(weights, optimizer)?;
+            self.run = run;
+            let step = self.run.step;
+            tell(on_event, TrainEvent::Resumed { step })?;
+        }
+        loop {
+            if self.owes_evaluation() {
+                if self.is_extra(self.run.step) {
+                    // What a longer training goes on from has not seen this evaluation.
+                    self.keep(Kind::Final, on_event)?;
+                }
+                self.evaluate(on_event)?;
+                self.keep_if_due(on_event)?;
+            }
+            let patience = self.options.patience;
+            if self.validation.is_some() && patience > 0 && self.run.since_best >= patience {
+                return Ok(Stopped::Patience);
+            }
+            if self.run.step == self.total {
+                return Ok(Stopped::Finished);
+            }
+            self.step(on_event)?;
+            self.keep_if_due(on_event)?;
+        }
+    }
+
+    fn step(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+        let root = Key::new(self.options.seed);
+        let (step, epoch) = (self.run.step + 1, self.epoch(self.run.step + 1));
+        if self.batches.0 != epoch {
+            let order = root.child(1).child(epoch as u64);
+            let options = self.options;
+            let batches = self.samples.batches(options.batch_size, options.bucket_batches, order);
+            self.batches = (epoch, batches);
+        }
+        let rows = &self.batches.1[(step - 1) % self.steps_per_epoch()];
+        let (histories, targets) = pack(self.config, self.samples, rows)?;
+        let mut noise = Noise::new(self.config.dropout, root.child(2).child(step as u64));
+        let (lr, clip_norm) = (self.learning_rate(step), self.options.clip_norm);
+        let loss = self.engine.step(&histories, &targets, &mut noise, lr, clip_norm)?;
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { step, loss });
+        }
+        let samples_per_second = self.run.count(loss, rows.len());
+        let total = self.total;
+        tell(
+            on_event,
+            TrainEvent::Step {
+                step,
+                total,
+                loss,
+                samples_per_second,
+            },
+        )
+    }
+
+    fn evaluate(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+        let key = Key::new(self.options.seed).child(3);
+        let metrics = match &self.validation {
+            Some(validation) => Some(self.engine.evaluate(validation, key, on_event)?),
+            None => None,
+        };
+        let (epoch, lr) = (self.epoch(self.run.step), self.learning_rate(self.run.step));
+        let best = self.run.record(epoch, lr, metrics, &self.engine)?;
+        match self.run.curve.last() {
+            Some(point) => tell(on_event, TrainEvent::Evaluated { point, best }),
+            None => Ok(()),
+        }
+    }
+
+    fn owes_evaluation(&self) -> bool {
+        let step = self.run.step;
+        let due = step > 0 && (step.is_multiple_of(self.options.eval_every) || step == self.total);
+        due && !self.run.is_evaluated()
+    }
+
+    /// Whether a step is evaluated only because it is the last one.
+    fn is_extra(&self, step: usize) -> bool {
+        step == self.total && !step.is_multiple_of(self.options.eval_every)
+    }
+
+    fn keep_if_due(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+        if self.states.as_ref().is_some_and(States::is_due) {
+            self.keep(Kind::Periodic, on_event)?;
+        }
+        Ok(())
+    }
+
+    /// Stores the state, unless it has seen an evaluation that a longer training would not make.
+    fn keep(&mut self, kind: Kind, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+        let extra = self.is_extra(self.run.step) && self.run.is_evaluated();
+        match &mut self.states {
+            Some(states) if self.run.step > 0 && !extra => states.save(kind, &self.run, &self.engine, on_event),
+            _ => Ok(()),
+        }
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        self.samples.len().div_ceil(self.options.batch_size)
+    }
+
+    fn epoch(&self, step: usize) -> usize {
+        1 + (step - 1) / self.steps_per_epoch()
+    }
+
+    fn learning_rate(&self, step: usize) -> f64 {
+        let options = self.options;
+        options.lr * options.schedule.factor(step, options.warmup_steps, self.total)
+    }
+}
+
+/// What training has found so far.
+pub(super) struct Run {
+    /// Steps done.
+    pub(super) step: usize,
+    pub(super) curve: Vec<CurvePoint>,
+    /// Recall, NDCG, step and model of the best evaluation.
+    pub(super) best: Option<(f64, f64, usize, Tiger)>,
+    pub(super) since_best: usize,
+    /// Since the last evaluation: sum of losses, steps, samples.
+    pub(super) losses: (f64, usize, usize),
+    /// Seconds that went by before this process.
+    before: f64,
+    start: Instant,
+    /// When this process saw its first step since the last evaluation, and the samples before that.
+    window: (Instant, usize),
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            step: 0,
+            curve: vec![],
+            best: None,
+            since_best: 0,
+            losses: (0.0, 0, 0),
+            before: 0.0,
+            start: Instant::now(),
+            window: (Instant::now(), 0),
+        }
+    }
+}
+
+impl Run {
+    /// Measures time from here on: `seconds` went by before.
+    pub(super) fn resumed(self, seconds: f64) -> Self {
+        Run {
+            before: seconds,
+            window: (Instant::now(), self.losses.2),
+            ..self
+        }
+    }
+
+    /// Seconds since the start, over all processes.
+    pub(super) fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+
+    /// Whether the last step is on the curve.
+    pub(super) fn is_evaluated(&self) -> bool {
+        self.curve.last().is_some_and(|point| point.step == self.step)
+    }
+
+    /// Counts a step and says how many samples per second went through lately.
+    fn count(&mut self, loss: f32, samples: usize) -> f64 {
+        self.step += 1;
+        self.losses.0 += f64::from(loss);
+        self.losses.1 += 1;
+        self.losses.2 += samples;
+        let (since, before) = self.window;
+        (self.losses.2 - before) as f64 / since.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Adds a point to the curve and keeps the weights if it is the best.
+    fn record(&mut self, epoch: usize, lr: f64, metrics: Option<(f64, f64)>, engine: &Engine) -> Result<bool> {
+        let better = match (metrics, &self.best) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(found), Some(best)) => found > (best.0, best.1),
+        };
+        let model = if better { Some(engine.model()?) } else { None };
+        self.curve.push(CurvePoint {
+            step: self.step,
+            epoch,
+            train_loss: self.losses.0 / self.losses.1.max(1) as f64,
+            valid_recall_5: metrics.map(|m| m.0),
+            valid_ndcg_5: metrics.map(|m| m.1),
+            lr,
+            seconds: self.seconds(),
+        });
+        self.losses = (0.0, 0, 0);
+        self.window = (Instant::now(), 0);
+        if metrics.is_some() {
+            self.since_best += 1;
+        }
+        if let (Some((recall, ndcg)), Some(model)) = (metrics, model) {
+            self.since_best = 0;
+            self.best = Some((recall, ndcg, self.step, model));
+        }
+        Ok(better)
+    }
+
+    fn finish(self, engine: Engine, stopped: Stopped) -> Result<Trained> {
+        let (best_step, model) = match self.best {
+            Some((_, _, step, model)) => (step, model),
+            None => (self.step, engine.model()?),
+        };
+        Ok(Trained {
+            model,
+            best_step,
+            curve: self.curve,
+            stopped,
+        })
+    }
+}
+
+/// Tells what happened; a break interrupts training.
+pub(super) fn tell(on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>, event: TrainEvent) -> Result<()> {
+    match on_event(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
+}
