@@ -2,14 +2,17 @@
 
 mod arguments;
 mod check;
+mod compare;
 mod display;
 #[cfg(test)]
 mod docs;
 mod ops;
 mod progress;
 mod run;
+mod runs;
 mod schema;
 mod show;
+mod typeset;
 
 use clap::Parser;
 use sluice_engine::Error;
@@ -24,6 +27,7 @@ fn main() {
         Command::Run(command) => run::run(command),
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
+        Command::Compare(command) => compare::compare(command),
     };
     if let Err(errors) = result {
         std::process::exit(fail(&errors));

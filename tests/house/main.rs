@@ -3,6 +3,7 @@
 mod bad_input;
 mod bytes;
 mod command_line;
+mod compares;
 mod interrupts;
 mod raw_reviews;
 mod recipes;
