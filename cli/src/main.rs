@@ -7,6 +7,7 @@ mod display;
 #[cfg(test)]
 mod docs;
 mod ops;
+mod panics;
 mod progress;
 mod run;
 mod runs;
@@ -20,6 +21,7 @@ use sluice_engine::Error;
 use arguments::{Arguments, Command};
 
 fn main() {
+    panics::leave_out_lost_peers();
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Check(pipeline) => check::check(pipeline),
