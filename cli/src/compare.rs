@@ -84,7 +84,7 @@ fn evaluate(command: &arguments::Compare, store: &Store, systems: &[(String, Vec
         let mut scored = Vec::new();
         for ((name, sources), tables) in systems.iter().zip(&tables) {
             let runs = sources.iter().zip(tables);
-            let runs = runs.map(|(source, table)| Scores::read(&source.stage, table, &metric));
+            let runs = runs.map(|(source, table)| Scores::read(&source.label, table, &metric));
             scored.push(System {
                 name: name.clone(),
                 runs: runs.collect::<Result<_, _>>()?,
@@ -119,6 +119,8 @@ fn shared_metrics<'a>(mut tables: impl Iterator<Item = &'a RecordBatch>) -> Resu
 /// One run of a system: where its scores are.
 #[derive(Debug, PartialEq)]
 struct Source {
+    /// What errors call it.
+    label: String,
     run: String,
     stage: String,
     digest: String,
@@ -191,6 +193,7 @@ impl<'a> Choice<'a> {
                 .get(PER_USER)
                 .ok_or_else(|| no_per_user(stage, records))?;
             let source = Source {
+                label: self.run.map_or(stage.to_string(), |run| format!("{run}:{stage}")),
                 run: run.clone(),
                 stage: stage.to_string(),
                 digest: digest.clone(),

@@ -163,6 +163,10 @@ fn what_cannot_be_compared_is_said() {
     refused(
         &["tiger_metrics", &format!("{run}:markov_metrics")],
         3,
-        &["score different users", "only in \"markov_metrics\"", " in both"],
+        &[
+            "score different users",
+            &format!("only in \"{run}:markov_metrics\""),
+            " in both",
+        ],
     );
 }

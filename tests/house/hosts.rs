@@ -1,5 +1,6 @@
 //! Three processes on three hosts: network namespaces joined by a bridge. All finish, or one is lost and the run goes on.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +11,9 @@ use crate::sluice::{Done, Sluice, TINY, recipe};
 const HOSTS: usize = 3;
 /// A lost process is told within this time.
 const SOON: Duration = Duration::from_secs(10);
+
+/// A training that would take long.
+const LONG: [&str; 2] = ["--set=tiger.max_steps=1000000", "--set=tiger.patience=100000"];
 
 /// Namespaces, each with an address on a bridge that lies in a namespace of its own: nothing of it is seen outside,
 /// and removing the namespaces removes all of it.
@@ -84,22 +88,8 @@ impl Hosts {
 
     /// Starts the pipeline on every host, over the store of `sluice`.
     fn start(&self, sluice: &Sluice, more: &[&str]) -> Cluster {
-        let lines: String = (0..HOSTS).map(|host| format!("{}:4101\n", address(host))).collect();
-        sluice.write("hosts", lines);
-        let start = |host: usize| {
-            let process = host.to_string();
-            let cluster = ["--workers", "1", "--hosts", "hosts", "--process", &process, "--json"];
-            let arguments = [&["run", "quickstart.yaml"], &TINY[..], more, &cluster].concat();
-            let stream = |name: &str| std::fs::File::create(sluice.path(&format!("{name}{host}"))).unwrap();
-            self.on(host, &sluice.command(&arguments))
-                .stdout(stream("out"))
-                .stderr(stream("err"))
-                .spawn()
-                .unwrap()
-        };
-        Cluster {
-            processes: (0..HOSTS).map(start).collect(),
-        }
+        let addresses = std::array::from_fn(|host| format!("{}:4101", address(host)));
+        Cluster::start(sluice, &addresses, more, |host, command| self.on(host, &command))
     }
 }
 
@@ -119,7 +109,51 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Waits until every process has ended but those that hang.
+    /// Starts the pipeline at every address, over the store of `sluice`; `on` says how a command gets there.
+    fn start(
+        sluice: &Sluice,
+        addresses: &[String; HOSTS],
+        more: &[&str],
+        on: impl Fn(usize, Command) -> Command,
+    ) -> Cluster {
+        sluice.write("hosts", addresses.join("\n"));
+        let start = |host: usize| {
+            let process = host.to_string();
+            let cluster = ["--workers", "1", "--hosts", "hosts", "--process", &process, "--json"];
+            let arguments = [&["run", "quickstart.yaml"], &TINY[..], more, &cluster].concat();
+            let stream = |name: &str| std::fs::File::create(sluice.path(&format!("{name}{host}"))).unwrap();
+            on(host, sluice.command(&arguments))
+                .stdout(stream("out"))
+                .stderr(stream("err"))
+                .spawn()
+                .unwrap()
+        };
+        Cluster {
+            processes: (0..HOSTS).map(start).collect(),
+        }
+    }
+
+    /// Kills a process once the training is under way; the others must tell that it is lost, and soon.
+    fn lose(&mut self, sluice: &Sluice, victim: usize) {
+        let start = Instant::now();
+        let training = |line: &str| line.contains("stage_progress") && line.contains("\"tiger\"");
+        while !written(sluice, "out", 0).lines().any(training) {
+            assert!(start.elapsed() < Duration::from_secs(60), "the training did not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.processes[victim].kill().unwrap();
+        let ended = self.ended(SOON);
+        for (host, code) in ended.into_iter().enumerate().filter(|(host, _)| *host != victim) {
+            let told = written(sluice, "err", host);
+            assert_eq!(code, Some(4), "process {host}: {told}");
+            assert_eq!(told.matches("error[lost-process]").count(), 1, "{told}");
+            assert!(told.contains("start all processes again to continue"), "{told}");
+            assert!(!told.contains("panicked"), "{told}");
+        }
+        assert!(!sluice.published().contains("train_tiger"));
+    }
+
+    /// Exit codes once all have ended, -1 for a signal; after the limit `None` for those that still run.
     fn ended(&mut self, limit: Duration) -> Vec<Option<i32>> {
         let start = Instant::now();
         loop {
@@ -214,27 +248,7 @@ fn three_hosts_make_the_bytes_of_one() {
 fn a_killed_host_ends_the_run_and_the_next_one_goes_on() {
     let Some(hosts) = Hosts::new() else { return };
     let sluice = quickstart();
-    // A training that would take long.
-    let mut cluster = hosts.start(
-        &sluice,
-        &["--set=tiger.max_steps=1000000", "--set=tiger.patience=100000"],
-    );
-    let start = Instant::now();
-    let training = |line: &str| line.contains("stage_progress") && line.contains("\"tiger\"");
-    while !written(&sluice, "out", 0).lines().any(training) {
-        assert!(start.elapsed() < Duration::from_secs(60), "the training did not start");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    cluster.processes[2].kill().unwrap();
-    let ended = cluster.ended(SOON);
-    let errors: Vec<String> = (0..2).map(|process| written(&sluice, "err", process)).collect();
-    assert_eq!(ended, [Some(4), Some(4), Some(-1)], "{errors:#?}");
-    for told in &errors {
-        assert_eq!(told.matches("error[lost-process]").count(), 1, "{told}");
-        assert!(told.contains("start all processes again to continue"), "{told}");
-        assert!(!told.contains("panicked"), "{told}");
-    }
-    assert!(!sluice.published().contains("train_tiger"));
+    hosts.start(&sluice, &LONG).lose(&sluice, 2);
 
     // One process goes on, and so do three.
     let single = quickstart();
@@ -247,4 +261,19 @@ fn a_killed_host_ends_the_run_and_the_next_one_goes_on() {
     }
     assert!(single.objects() == sluice.objects(), "artifacts differ");
     assert!(sluice.unfinished().is_empty(), "{:?}", sluice.unfinished());
+}
+
+/// The same without namespaces, whichever process it is.
+#[test]
+fn whoever_is_killed_the_others_say_so() {
+    for victim in 0..HOSTS {
+        let sluice = quickstart();
+        // Ports that were free a moment ago.
+        let sockets: [TcpListener; HOSTS] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = sockets
+            .each_ref()
+            .map(|socket| socket.local_addr().unwrap().to_string());
+        drop(sockets);
+        Cluster::start(&sluice, &addresses, &LONG, |_, command| command).lose(&sluice, victim);
+    }
 }
