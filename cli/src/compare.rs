@@ -177,9 +177,14 @@ impl<'a> Choice<'a> {
                 (None, Some(run)) => format!("{run}:{}", base(self.stage, &rest)),
                 (None, None) => base(self.stage, &rest).to_string(),
             };
-            let name = match &rest {
-                Some(axes) if !axes.is_empty() => format!("{prefix}[{}]", axes.join(",")),
-                _ => prefix,
+            // A name of its own stands for the axes that were asked for.
+            let asked = axes(self.stage).filter(|_| self.name.is_some());
+            let asked = asked.map(|(_, axes)| axes).unwrap_or_default();
+            let shown = rest.iter().flatten().filter(|axis| !asked.contains(axis));
+            let shown: Vec<&str> = shown.copied().collect();
+            let name = match shown.is_empty() {
+                true => prefix,
+                false => format!("{prefix}[{}]", shown.join(",")),
             };
             let record = records.get(stage).ok_or_else(|| {
                 Error::user(

@@ -1,6 +1,8 @@
 //! Comparisons of the systems of a run, as users ask for them.
 
-use crate::sluice::{Sluice, TINY, recipe};
+use serde_json::Value;
+
+use crate::sluice::{Sluice, TINY, entries, recipe};
 
 fn quickstart(more: &[&str]) -> Sluice {
     let sluice = Sluice::with(&[("quickstart.yaml", &recipe("quickstart.yaml"))]);
@@ -110,6 +112,46 @@ fn runs_named_alike_are_the_seeds_of_a_system() {
         text.contains(" ± ") && text.contains("standard deviation over seeds"),
         "{text}"
     );
+}
+
+/// A run as a sweep leaves it: instances with their axes in brackets.
+#[test]
+fn instances_of_a_sweep_are_grouped_by_all_axes_but_the_seed() {
+    let sluice = quickstart(&[]);
+    let records = |sluice: &Sluice| -> Value {
+        let newest = entries(&sluice.path(".sluice/runs")).into_iter().max().unwrap();
+        serde_json::from_str(&std::fs::read_to_string(newest.join("run.json")).unwrap()).unwrap()
+    };
+    let mut run = records(&sluice);
+    let mut keys = vec![run["keys"]["tiger_metrics"].clone()];
+    for rate in ["--set=tiger.learning_rate=0.001", "--set=tiger.learning_rate=0.002"] {
+        sluice.succeed(&[&["run", "quickstart.yaml", "--quiet"], &TINY[..], &[rate]].concat());
+        keys.push(records(&sluice)["keys"]["tiger_metrics"].clone());
+    }
+    run["run"] = "29991231-235959-999-1".into();
+    let names = ["size=13m,seed=1", "size=13m,seed=2", "size=5m,seed=1"];
+    for (axes, key) in names.iter().zip(keys) {
+        run["keys"][format!("scored[{axes}]")] = key;
+    }
+    std::fs::create_dir(sluice.path(".sluice/runs/29991231-235959-999-1")).unwrap();
+    sluice.write(".sluice/runs/29991231-235959-999-1/run.json", run.to_string());
+
+    let compare = |stages: &[&str]| {
+        let arguments = [&["compare", "--metric", "recall_5"], stages].concat();
+        let text = sluice.succeed(&arguments).out;
+        let systems = text.lines().skip(1).take_while(|line| !line.is_empty());
+        let cells = systems.map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
+        cells.collect::<Vec<String>>()
+    };
+    assert_eq!(
+        compare(&["scored", "markov_metrics"]),
+        ["scored[size=13m] 2", "scored[size=5m] 1", "markov_metrics 1"]
+    );
+    assert_eq!(compare(&["TIGER=scored[size=13m]"]), ["TIGER 2"]);
+    assert_eq!(compare(&["TIGER=scored"]), ["TIGER[size=13m] 2", "TIGER[size=5m] 1"]);
+    assert_eq!(compare(&["scored[size=13m,seed=2]"]), ["scored[size=13m,seed=2] 1"]);
+    let unknown = sluice.run(&["compare", "scores"]);
+    assert!(unknown.err.contains("did you mean \"scored\"?"), "{}", unknown.err);
 }
 
 #[test]
