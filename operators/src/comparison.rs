@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use sluice_engine::random::Random;
 use sluice_engine::{Error, Result};
 
-use crate::bootstrap::Users;
+use crate::bootstrap::quantile;
 use crate::schema::{self, USER_ID};
 
 /// Up to so many users that differ, all sign patterns are tried.
@@ -162,6 +162,7 @@ pub fn compare(systems: &[System], settings: &Settings) -> Result<Comparison> {
     }
     // A value a user: seeds are averaged before systems are paired.
     let averages: Vec<Vec<f64>> = systems.iter().map(|system| over_runs(&system.runs)).collect();
+    let resampled = resampled_means(&averages, settings);
     let mut differences = Vec::new();
     for (one, a) in averages.iter().enumerate() {
         for (two, b) in averages.iter().enumerate().skip(one + 1) {
@@ -169,7 +170,7 @@ pub fn compare(systems: &[System], settings: &Settings) -> Result<Comparison> {
             differences.push(Difference {
                 pair: (one, two),
                 mean: mean(&paired),
-                interval: interval(&paired, settings),
+                interval: interval(&resampled, (one, two), settings.confidence),
                 p: sign_flip_p(&paired, settings),
                 holm: 1.0,
             });
@@ -244,11 +245,33 @@ pub fn holm(raw: &[f64]) -> Vec<f64> {
     corrected
 }
 
-fn interval(paired: &[f64], settings: &Settings) -> Option<(f64, f64)> {
-    let users = Users::new(paired, 1, &vec![1; paired.len()], 1);
+/// Means of all systems over users drawn with replacement: a row a resample. The systems of a row share its users, so
+/// that their differences are those of paired resamples.
+fn resampled_means(averages: &[Vec<f64>], settings: &Settings) -> Vec<Vec<f64>> {
+    let users = averages.first().map_or(0, Vec::len);
+    let values: Vec<f64> = (0..users)
+        .flat_map(|user| averages.iter().map(move |of| of[user]))
+        .collect();
     let random = Random::new(settings.seed, "compare", "bootstrap");
-    let estimates = users.estimates(settings.resamples, settings.confidence, random);
-    estimates.first().and_then(|estimate| estimate.interval)
+    let means = |resample: u64| {
+        let mut stream = random.row(resample);
+        let mut means = vec![0.0; averages.len()];
+        for _ in 0..users {
+            let user = stream.below(users as u64) as usize;
+            let row = &values[user * averages.len()..][..averages.len()];
+            means.iter_mut().zip(row).for_each(|(mean, value)| *mean += value);
+        }
+        means.iter_mut().for_each(|mean| *mean /= users as f64);
+        means
+    };
+    (0..settings.resamples as u64).into_par_iter().map(means).collect()
+}
+
+fn interval(resampled: &[Vec<f64>], (one, two): (usize, usize), confidence: f64) -> Option<(f64, f64)> {
+    let mut differences: Vec<f64> = resampled.iter().map(|means| means[one] - means[two]).collect();
+    differences.sort_unstable_by(f64::total_cmp);
+    let tail = (1.0 - confidence) / 2.0;
+    quantile(&differences, tail).zip(quantile(&differences, 1.0 - tail))
 }
 
 fn over_runs(runs: &[Scores]) -> Vec<f64> {
