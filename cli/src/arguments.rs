@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Generative-recommendation experiments as dataflow.
 ///
@@ -31,6 +31,8 @@ pub enum Command {
     Ops(Ops),
     /// Show a stage's table: schema, rows, first rows, manifest
     Show(Show),
+    /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
+    Compare(Compare),
 }
 
 /// Which pipeline, and what to change in it.
@@ -126,6 +128,52 @@ pub struct Show {
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
+}
+
+/// Arguments of `compare`.
+#[derive(Args)]
+#[command(
+    after_help = "A stage of a sweep, such as tiger_metrics, stands for all its instances: those that differ in \
+    \"seed\" alone are the runs of one system, and ± is the standard deviation over them. Arguments with the same NAME= are \
+    the runs of one system, too: compare A=RUN1:metrics A=RUN2:metrics B=other_metrics.\n\n\
+    Differences are paired by user, after averaging seeds. p is that of a two-sided sign-flip test over users, Holm p \
+    the same corrected for the number of pairs."
+)]
+pub struct Compare {
+    /// Stages of score_ranking, of the newest run unless RUN says which; NAME is what the table calls it
+    #[arg(required = true, value_name = "[NAME=][RUN:]STAGE")]
+    pub stages: Vec<String>,
+    /// The newest run of this pipeline; of any pipeline if left out
+    #[arg(long, short, value_name = "PIPELINE", conflicts_with = "run")]
+    pub pipeline: Option<String>,
+    /// The run of this name
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// Metrics, such as recall_10,ndcg_10 [default: all that every stage has]
+    #[arg(long, value_name = "METRIC", value_delimiter = ',')]
+    pub metric: Vec<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Resamples of intervals, and of p values that are not exact
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub resamples: u32,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
+/// How a comparison is printed.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns
+    Text,
+    /// One table for programs: a row a system or pair and metric
+    Csv,
+    /// Tables for documents; the best is bold, the second underlined
+    Markdown,
+    /// Tables for papers; the best is bold, the second underlined
+    Latex,
 }
 
 /// `512M`, `4G`, `1048576`.

@@ -2,14 +2,18 @@
 
 mod arguments;
 mod check;
+mod compare;
 mod display;
 #[cfg(test)]
 mod docs;
 mod ops;
+mod panics;
 mod progress;
 mod run;
+mod runs;
 mod schema;
 mod show;
+mod typeset;
 
 use clap::Parser;
 use sluice_engine::Error;
@@ -17,6 +21,7 @@ use sluice_engine::Error;
 use arguments::{Arguments, Command};
 
 fn main() {
+    panics::leave_out_lost_peers();
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Check(pipeline) => check::check(pipeline),
@@ -24,6 +29,7 @@ fn main() {
         Command::Run(command) => run::run(command),
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
+        Command::Compare(command) => compare::compare(command),
     };
     if let Err(errors) = result {
         std::process::exit(fail(&errors));

@@ -10,6 +10,7 @@ use sluice_engine::store::Store;
 use crate::arguments;
 use crate::check::{known_stages, load};
 use crate::display::{head, say};
+use crate::panics;
 use crate::progress::watch;
 
 /// Rows printed of a table under `show:`.
@@ -46,7 +47,7 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     let show = checked.graph.show.clone();
     let stages: Vec<String> = checked.graph.stages.iter().map(|stage| stage.name.clone()).collect();
     let mut watch = watch(command.quiet, command.json);
-    let outcome = execute(checked.graph, &plan, &store, &options, watch.as_mut())?;
+    let outcome = panics::or_lost(|| execute(checked.graph, &plan, &store, &options, watch.as_mut()))?;
     let Some(outcome) = outcome else { return Ok(()) };
     // Under --json whoever reads parses every line.
     for (stage, port) in show.iter().filter(|_| !command.json) {

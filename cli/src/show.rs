@@ -1,30 +1,25 @@
 //! `sluice show STAGE`: what is in an artifact.
 
 use sluice_engine::Error;
-use sluice_engine::error::did_you_mean;
-use sluice_engine::run::{RunRecord, last_run};
-use sluice_engine::spec::{Overrides, Spec};
-use sluice_engine::store::{Store, pretty, read_json};
+use sluice_engine::store::{Store, pretty};
 use sluice_engine::table::Table;
 
 use crate::arguments;
 use crate::display::{bytes, count, fit, head, say, seconds};
+use crate::runs::{newest, unknown_stage};
 
 /// `sluice show STAGE`.
 pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
     let store = Store::existing(&command.store).map_err(one)?;
-    let run = find(command, &store).map_err(one)?;
+    let run = newest(&store, command.pipeline.as_deref()).map_err(one)?;
     let (stage, port) = match command.stage.split_once('.') {
         Some((stage, port)) => (stage, Some(port)),
         None => (command.stage.as_str(), None),
     };
     let Some(record) = run.records.get(stage) else {
-        let mut error = Error::user("unknown-stage", format!("run {} has no stage \"{stage}\"", run.run)).detail(
-            format!("it has: {}", run.records.keys().cloned().collect::<Vec<_>>().join(", ")),
-        );
-        error.hint = did_you_mean(stage, run.records.keys().map(String::as_str));
-        return Err(vec![error]);
+        let known: Vec<&str> = run.records.keys().map(String::as_str).collect();
+        return Err(vec![unknown_stage(&run.run, stage, &known)]);
     };
     let mut chosen: Vec<&String> = record
         .outputs
@@ -81,30 +76,4 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
         say!("{}\n", fit(&head(&table, command.rows).map_err(one)?, 160));
     }
     Ok(())
-}
-
-fn find(command: &arguments::Show, store: &Store) -> Result<RunRecord, Error> {
-    let none = |what: String| {
-        Error::user(
-            "no-run",
-            format!("the store \"{}\" has no run{what}", store.root().display()),
-        )
-        .hint("\"sluice run PIPELINE\" makes one")
-    };
-    match &command.pipeline {
-        Some(file) => {
-            let text =
-                std::fs::read_to_string(file).map_err(|error| Error::io("read", std::path::Path::new(file), &error))?;
-            let name = match Spec::parse(file, &text, &Overrides::default()) {
-                Ok(spec) => spec.pipeline,
-                Err(mut problems) => return Err(problems.remove(0)),
-            };
-            last_run(store, &name).ok_or_else(|| none(format!(" of pipeline \"{name}\"")))
-        }
-        None => store
-            .runs()
-            .into_iter()
-            .find_map(|run| read_json(&store.run_folder(&run).join("run.json")).ok())
-            .ok_or_else(|| none(String::new())),
-    }
 }

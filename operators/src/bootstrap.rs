@@ -134,8 +134,8 @@ fn bits(mask: u64) -> impl Iterator<Item = usize> {
     (0..u64::BITS as usize).filter(move |bit| mask >> bit & 1 == 1)
 }
 
-/// A quantile of sorted values, linear between neighbours.
-fn quantile(sorted: &[f64], at: f64) -> Option<f64> {
+/// A quantile of sorted values, linear between neighbours; `None` of no values.
+pub fn quantile(sorted: &[f64], at: f64) -> Option<f64> {
     let place = at * sorted.len().checked_sub(1)? as f64;
     let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     Some(low + (high - low) * place.fract())

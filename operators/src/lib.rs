@@ -10,6 +10,7 @@ mod beauty_scores;
 pub mod bootstrap;
 pub mod catalogue;
 pub mod chronology;
+pub mod comparison;
 pub mod dedup;
 pub mod embed_text;
 pub mod embed_tfidf_svd;

@@ -3,6 +3,8 @@
 mod bad_input;
 mod bytes;
 mod command_line;
+mod compares;
+mod hosts;
 mod interrupts;
 mod raw_reviews;
 mod recipes;
