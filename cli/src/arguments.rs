@@ -31,6 +31,10 @@ pub enum Command {
     Ops(Ops),
     /// Show a stage's table: schema, rows, first rows, manifest
     Show(Show),
+    /// Copy results to a remote store: a folder or a bucket
+    Push(Push),
+    /// Copy results from a remote store, checked and whole
+    Pull(Pull),
 }
 
 /// Which pipeline, and what to change in it.
@@ -51,6 +55,9 @@ pub struct Pipeline {
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
+    /// Take what the store lacks from a remote one: a folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "REMOTE")]
+    pub remote: Option<String>,
 }
 
 /// Arguments of `plan`.
@@ -127,6 +134,52 @@ pub struct Show {
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
 }
+
+/// Arguments of `push`.
+#[derive(Args)]
+#[command(after_help = BUCKETS)]
+pub struct Push {
+    /// A folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(value_name = "REMOTE")]
+    pub remote: String,
+    /// The newest run of this pipeline [default: of every pipeline]
+    #[arg(long, short, value_name = "NAME", conflicts_with_all = ["run", "all"])]
+    pub pipeline: Option<String>,
+    /// This run
+    #[arg(long, value_name = "RUN", conflicts_with = "all")]
+    pub run: Option<String>,
+    /// Everything in the store
+    #[arg(long)]
+    pub all: bool,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
+/// Arguments of `pull`.
+#[derive(Args)]
+#[command(after_help = BUCKETS)]
+pub struct Pull {
+    /// A folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(value_name = "REMOTE")]
+    pub remote: String,
+    /// The newest run of this pipeline [default: of every pipeline]
+    #[arg(long, short, value_name = "NAME", conflicts_with_all = ["key", "all"])]
+    pub pipeline: Option<String>,
+    /// These keys
+    #[arg(long, value_name = "KEY", num_args = 1.., conflicts_with = "all")]
+    pub key: Vec<String>,
+    /// Everything that is there
+    #[arg(long)]
+    pub all: bool,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
+/// How buckets are opened.
+const BUCKETS: &str = "What is there already is not copied again. Buckets are opened with AWS_ACCESS_KEY_ID, \
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL and AWS_ALLOW_HTTP.";
 
 /// `512M`, `4G`, `1048576`.
 fn parse_bytes(text: &str) -> Result<usize, String> {

@@ -7,10 +7,10 @@ use sluice_engine::graph::Graph;
 use sluice_engine::plan::{Action, Plan};
 use sluice_engine::run::plan_over;
 use sluice_engine::spec::{Overrides, Spec};
-use sluice_engine::store::Store;
 
 use crate::arguments;
 use crate::display::{say, seconds};
+use crate::remote::store_of;
 
 /// A pipeline as read and checked.
 pub struct Checked {
@@ -67,7 +67,7 @@ pub fn check(pipeline: &arguments::Pipeline) -> Result<(), Vec<Error>> {
 pub fn plan(command: &arguments::Plan) -> Result<(), Vec<Error>> {
     let checked = load(&command.pipeline)?;
     known_stages(&checked.graph, &command.force)?;
-    let store = Store::open(&command.pipeline.store).map_err(|error| vec![error])?;
+    let store = store_of(&command.pipeline).map_err(|error| vec![error])?;
     let plan = plan_over(&checked.graph, &store, &checked.data_root, &command.force).map_err(|error| vec![error])?;
     if command.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| vec![Error::internal(error.to_string())])?;

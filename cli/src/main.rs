@@ -7,6 +7,7 @@ mod display;
 mod docs;
 mod ops;
 mod progress;
+mod remote;
 mod run;
 mod schema;
 mod show;
@@ -24,6 +25,8 @@ fn main() {
         Command::Run(command) => run::run(command),
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
+        Command::Push(command) => remote::push(command),
+        Command::Pull(command) => remote::pull(command),
     };
     if let Err(errors) = result {
         std::process::exit(fail(&errors));

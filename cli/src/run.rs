@@ -5,12 +5,12 @@ use sluice_engine::expect;
 use sluice_engine::operator::Cancel;
 use sluice_engine::run::{Options, plan_over, run as execute};
 use sluice_engine::runtime::Resources;
-use sluice_engine::store::Store;
 
 use crate::arguments;
 use crate::check::{known_stages, load};
 use crate::display::{head, say};
 use crate::progress::watch;
+use crate::remote::store_of;
 
 /// Rows printed of a table under `show:`.
 const SHOW_ROWS: usize = 100;
@@ -20,7 +20,7 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
     let checked = load(&command.pipeline)?;
     known_stages(&checked.graph, &command.force)?;
-    let store = Store::open(&command.pipeline.store).map_err(one)?;
+    let store = store_of(&command.pipeline).map_err(one)?;
     let plan = plan_over(&checked.graph, &store, &checked.data_root, &command.force).map_err(one)?;
     let cancel = Cancel::default();
     let handler = cancel.clone();
