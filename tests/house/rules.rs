@@ -151,6 +151,21 @@ fn tensors_know_no_pipeline() {
     );
 }
 
+/// Transfers wait for many answers at once; whoever calls them just waits.
+#[test]
+fn only_remote_stores_are_async() {
+    for folder in ["engine", "operators", "gpu", "cli", "sql"] {
+        for path in sources(folder) {
+            let found = lines_with(&path, &["async fn", "async move", ".await", "tokio::"]);
+            assert!(found.is_empty(), "{found:#?}");
+        }
+    }
+    for path in sources("remote") {
+        let found = lines_with(&path, &["pub async", "pub use tokio", "pub use object_store"]);
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
 /// Tests may say why they skip; what users run may not print.
 #[test]
 fn libraries_do_not_print_or_exit() {
