@@ -38,14 +38,12 @@ pub fn push(command: &arguments::Push) -> Result<(), Vec<Error>> {
     let mut meter = Meter::new("pushed");
     let pushed = remote.push(&store, &keys, &mut |now| meter.tell(now)).map_err(one)?;
     drop(meter);
-    let named: Vec<&RunRecord> = runs.iter().collect();
-    let all = match command.all {
+    let runs = match command.all {
         true => every_run(&store),
-        false => Vec::new(),
+        false => runs,
     };
-    for run in named.into_iter().chain(&all) {
-        remote.push_run(&store, &run.run).map_err(one)?;
-    }
+    let runs: Vec<String> = runs.into_iter().map(|run| run.run).collect();
+    remote.push_runs(&store, &runs).map_err(one)?;
     say!(
         "pushed to {}: {} in {}, {}; {} were there",
         remote.name(),
@@ -78,13 +76,13 @@ pub fn push(command: &arguments::Push) -> Result<(), Vec<Error>> {
 pub fn pull(command: &arguments::Pull) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
     let remote = open(&command.remote, false).map_err(one)?;
+    let store = Store::open(&command.store).map_err(one)?;
+    store.discard_abandoned();
     let runs = match (command.all, command.key.is_empty()) {
         (true, _) => {
-            let records = remote.runs().map_err(one)?.into_iter().map(|run| remote.run(&run));
-            records
-                .filter_map(Result::transpose)
-                .collect::<Result<Vec<_>>>()
-                .map_err(one)?
+            let mut runs = remote.runs().map_err(one)?;
+            runs.retain(|run| !store.run_folder(run).exists());
+            remote.run_records(&runs).map_err(one)?
         }
         (false, false) => Vec::new(),
         (false, true) => {
@@ -102,8 +100,6 @@ pub fn pull(command: &arguments::Pull) -> Result<(), Vec<Error>> {
         (false, false) => command.key.clone(),
         (false, true) => keys_in(&runs),
     };
-    let store = Store::open(&command.store).map_err(one)?;
-    store.discard_abandoned();
     let mut meter = Meter::new("pulled");
     let pulled = remote.pull(&store, &keys, &mut |now| meter.tell(now))?;
     drop(meter);

@@ -22,7 +22,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path as Location;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use serde::Serialize;
@@ -111,25 +112,29 @@ impl RemoteStore {
         Ok(runs)
     }
 
-    /// The record of a run, if it is there.
-    pub fn run(&self, run: &str) -> Result<Option<RunRecord>> {
-        self.runtime.block_on(self.read_json(&format!("runs/{run}/run.json")))
+    /// The records of runs, in their order; runs without one are left out.
+    pub fn run_records(&self, runs: &[String]) -> Result<Vec<RunRecord>> {
+        self.runtime.block_on(self.read_runs(runs).try_collect())
     }
 
     /// The newest run of every pipeline, or of one. Reads the records of runs, newest first, as far as needed.
     pub fn newest_runs(&self, pipeline: Option<&str>) -> Result<Vec<RunRecord>> {
-        let mut found: BTreeMap<String, RunRecord> = BTreeMap::new();
-        for run in self.runs()? {
-            let Some(record) = self.run(&run)? else { continue };
-            match pipeline {
-                Some(name) if record.pipeline == name => return Ok(vec![record]),
-                Some(_) => {}
-                None => {
-                    found.entry(record.pipeline.clone()).or_insert(record);
+        let runs = self.runs()?;
+        let search = async {
+            let mut found: BTreeMap<String, RunRecord> = BTreeMap::new();
+            let mut records = self.read_runs(&runs);
+            while let Some(record) = records.try_next().await? {
+                match pipeline {
+                    Some(name) if record.pipeline == name => return Ok(vec![record]),
+                    Some(_) => {}
+                    None => {
+                        found.entry(record.pipeline.clone()).or_insert(record);
+                    }
                 }
             }
-        }
-        Ok(found.into_values().collect())
+            Ok(found.into_values().collect())
+        };
+        self.runtime.block_on(search)
     }
 
     /// Whether some key there has this pre-image apart from its inputs: what `Store::has_static` asks of a store.
@@ -141,6 +146,18 @@ impl RemoteStore {
         };
         let first = self.runtime.block_on(first);
         Ok(first.map_err(|error| self.failure("list", &prefix, &error))?.is_some())
+    }
+
+    fn read_runs<'a>(&'a self, runs: &'a [String]) -> BoxStream<'a, Result<RunRecord>> {
+        let read = move |run: &'a String| async move {
+            let path = run_path(run);
+            match self.read_json::<RunRecord>(&path).await? {
+                Some(record) if record.run != *run => Err(self.damaged(&path, "it is the record of another run")),
+                record => Ok(record),
+            }
+        };
+        let records = stream::iter(runs).map(read).buffered(REQUESTS);
+        records.try_filter_map(|record| std::future::ready(Ok(record))).boxed()
     }
 
     fn location(&self, path: &str) -> Location {
@@ -218,6 +235,10 @@ impl Remote for RemoteStore {
 
 fn record_path(key: &str) -> String {
     format!("keys/{key}.json")
+}
+
+fn run_path(run: &str) -> String {
+    format!("runs/{run}/run.json")
 }
 
 fn manifest_path(digest: &str) -> String {

@@ -81,7 +81,8 @@ impl RemoteStore {
         let work = async {
             let missing: Vec<String> = keys.iter().filter(|key| store.record(key).is_none()).cloned().collect();
             let records = self.key_records(&missing).await?;
-            let digests = records.values().flatten().flat_map(|record| record.outputs.values());
+            let found = records.values().filter_map(|found| found.as_ref().ok()?.as_ref());
+            let digests = found.flat_map(|record| record.outputs.values());
             let artifacts: BTreeMap<&str, Artifact> = digests
                 .map(|digest| {
                     let install = self.install(store, digest, &tell);
@@ -94,8 +95,9 @@ impl RemoteStore {
                     async move {
                         let outcome = match records.get(key) {
                             None => Ok(Outcome::Here),
-                            Some(None) => Ok(Outcome::Absent),
-                            Some(Some(record)) => self.install_key(store, record, artifacts).await,
+                            Some(Ok(None)) => Ok(Outcome::Absent),
+                            Some(Err(error)) => Err(error.clone()),
+                            Some(Ok(Some(record))) => self.install_key(store, record, artifacts).await,
                         };
                         (key, outcome)
                     }
@@ -144,10 +146,15 @@ impl RemoteStore {
         sync(&folder)
     }
 
-    /// Records of keys; `None` for those that have none. Damaged ones end it.
-    async fn key_records(&self, keys: &[String]) -> Result<BTreeMap<String, Option<KeyRecord>>> {
+    /// Records of keys: `None` for those that have none, errors for those that are damaged.
+    async fn key_records(&self, keys: &[String]) -> Result<BTreeMap<String, Result<Option<KeyRecord>>>> {
         stream::iter(keys)
-            .map(|key| async move { Ok((key.clone(), self.key_record(key).await?)) })
+            .map(|key| async move {
+                match self.key_record(key).await {
+                    Err(error) if error.kind != Kind::Data => Err(error),
+                    found => Ok((key.clone(), found)),
+                }
+            })
             .buffer_unordered(REQUESTS)
             .try_collect()
             .await
@@ -226,27 +233,35 @@ impl RemoteStore {
         let io = |error: std::io::Error| Error::io("write", target, &error);
         let mut file = File::create(target).map_err(io)?;
         let mut hasher = blake3::Hasher::new();
-        let size = self.objects.head(&location).await.map_err(failed)?.size;
-        if size != wanted.bytes {
-            return Err(self.damaged(path, &format!("it has {size} bytes, not {}", wanted.bytes)));
+        let sized = |size: u64| match size == wanted.bytes {
+            true => Ok(()),
+            false => Err(self.damaged(path, &format!("it has {size} bytes, not {}", wanted.bytes))),
+        };
+        let at_once = wanted.bytes <= RANGE;
+        if !at_once {
+            // A range that is not there would be an error of its own.
+            sized(self.objects.head(&location).await.map_err(failed)?.size)?;
         }
         let mut read = 0;
-        while read < wanted.bytes {
+        loop {
             let end = wanted.bytes.min(read + RANGE);
-            let options = GetOptions::new().with_range(Some(read..end));
-            let mut chunks = self
-                .objects
-                .get_opts(&location, options)
-                .await
-                .map_err(failed)?
-                .into_stream();
+            let options = match at_once {
+                true => GetOptions::new(),
+                false => GetOptions::new().with_range(Some(read..end)),
+            };
+            let answer = self.objects.get_opts(&location, options).await.map_err(failed)?;
+            sized(answer.meta.size)?;
+            let mut chunks = answer.into_stream();
             while let Some(chunk) = chunks.try_next().await.map_err(failed)? {
                 hasher.update(&chunk);
                 read += chunk.len() as u64;
                 file.write_all(&chunk).map_err(io)?;
             }
             if read != end {
-                return Err(self.damaged(path, &format!("it ends after {read} bytes, not {}", wanted.bytes)));
+                return Err(self.damaged(path, &format!("it ends after {read} bytes, not {end}")));
+            }
+            if read == wanted.bytes {
+                break;
             }
         }
         if hasher.finalize().to_hex().as_str() != wanted.digest {
@@ -311,5 +326,25 @@ impl<'a> Attempt<'a> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         self.store.discard(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_elsewhere_stay_inside() {
+        for name in [
+            "part-00000.parquet",
+            "deep/er/file",
+            "a name with blanks",
+            "sub/manifest.json",
+        ] {
+            assert!(stays_inside(name), "{name}");
+        }
+        for name in ["", "/etc/passwd", "../out", "sub/../../out", "./here", "manifest.json"] {
+            assert!(!stays_inside(name), "{name}");
+        }
     }
 }

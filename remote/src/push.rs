@@ -1,6 +1,6 @@
 //! From a store to a remote one: files, then the manifest, then the record of the key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -15,7 +15,7 @@ use sluice_engine::run::RunRecord;
 use sluice_engine::store::{FileEntry, KeyRecord, Store, read_json};
 use sluice_engine::{Error, Result};
 
-use crate::{FILES, KEYS, Progress, RemoteStore, manifest_path, record_path, static_digest};
+use crate::{FILES, KEYS, Progress, REQUESTS, RemoteStore, manifest_path, record_path, run_path, static_digest};
 
 /// Files up to this many bytes are put at once, larger ones in parts of it; S3 wants 5 MiB at least.
 const PART: u64 = 8 << 20;
@@ -132,11 +132,19 @@ impl RemoteStore {
         Ok(pushed)
     }
 
-    /// Copies the record of a run, if it is not there. Its keys are to be pushed before.
-    pub fn push_run(&self, store: &Store, run: &str) -> Result<()> {
-        let record: RunRecord = read_json(&store.run_folder(run).join("run.json"))?;
-        let path = format!("runs/{run}/run.json");
-        self.runtime.block_on(self.create_json(&path, &record)).map(|_| ())
+    /// Copies the records of runs that are not there. Their keys are to be pushed before.
+    pub fn push_runs(&self, store: &Store, runs: &[String]) -> Result<()> {
+        let there: BTreeSet<String> = self.runs()?.into_iter().collect();
+        let put = |run: &String| {
+            let (path, run) = (run_path(run), run.clone());
+            async move {
+                let record: RunRecord = read_json(&store.run_folder(&run).join("run.json"))?;
+                self.create_json(&path, &record).await.map(|_| ())
+            }
+        };
+        let missing = runs.iter().filter(|run| !there.contains(*run)).map(put);
+        let work = stream::iter(missing).buffer_unordered(REQUESTS).try_collect::<()>();
+        self.runtime.block_on(work)
     }
 }
 
