@@ -411,3 +411,35 @@ fn what_was_cut_off_goes_on() {
     assert!(entries(&sluice.path(".sluice/tmp")).is_empty());
     assert!(sluice.succeed(&["run", "cut.yaml", "--json"]).ran().is_empty());
 }
+
+/// A store with nothing in it takes what is there: nothing runs but what is new.
+#[test]
+fn a_run_reads_through() {
+    for there in [None, Some(There::bucket())] {
+        let sluice = finished();
+        let there = there.unwrap_or_else(|| There::folder(&sluice));
+        there.succeed(&sluice, "push", &[]);
+        let through = |arguments: &[&str]| {
+            let command = sluice.command(&[arguments, &["--remote", &there.url]].concat());
+            let done = finish(match &there.server {
+                Some(server) => server.known_to(command),
+                None => command,
+            });
+            assert_eq!(done.code, 0, "{arguments:?}\n{}", done.err);
+            done
+        };
+        wipe(&sluice);
+        assert!(sluice.succeed(&["plan", "cut.yaml"]).out.contains(": 0 to reuse"));
+        let plan = through(&["plan", "cut.yaml"]).out;
+        assert!(plan.contains("4 stages: 4 to reuse, 0 to run"), "{plan}");
+        assert!(through(&["run", "cut.yaml", "--json"]).ran().is_empty());
+
+        // What is new reads what came from there; without the remote store, too, for now it is here.
+        wipe(&sluice);
+        let changed = ["run", "cut.yaml", "--json", "--set=core.k=4"];
+        assert_eq!(through(&changed).ran().into_iter().collect::<Vec<_>>(), ["core"]);
+        assert!(sluice.succeed(&changed).ran().is_empty());
+        assert!(sluice.succeed(&["show", "core"]).out.contains("core.out: 20 rows"));
+        assert!(entries(&sluice.path(".sluice/tmp")).is_empty());
+    }
+}
