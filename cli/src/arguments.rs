@@ -33,6 +33,10 @@ pub enum Command {
     Show(Show),
     /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
     Compare(Compare),
+    /// Copy results to a remote store: a folder or a bucket
+    Push(Push),
+    /// Copy results from a remote store, checked and whole
+    Pull(Pull),
 }
 
 /// Which pipeline, and what to change in it.
@@ -53,6 +57,9 @@ pub struct Pipeline {
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
+    /// Take what the store lacks from a remote one: a folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "REMOTE")]
+    pub remote: Option<String>,
 }
 
 /// Arguments of `plan`.
@@ -61,12 +68,36 @@ pub struct Plan {
     /// The pipeline.
     #[command(flatten)]
     pub pipeline: Pipeline,
-    /// Plan as if this stage had to run (may be given again)
-    #[arg(long, value_name = "STAGE")]
-    pub force: Vec<String>,
+    /// What to run of it.
+    #[command(flatten)]
+    pub choice: Choice,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to run of a pipeline. STAGE may name one instance of a sweep, such as "tiger[size=13m,seed=2]", or all that
+/// agree with it: tiger, "tiger[size=13m]".
+#[derive(Args)]
+pub struct Choice {
+    /// Run this stage even if its artifact is there (may be given again)
+    #[arg(long, value_name = "STAGE")]
+    pub force: Vec<String>,
+    /// Run no more than this stage and what it needs (may be given again)
+    #[arg(long, value_name = "STAGE")]
+    pub until: Vec<String>,
+    /// Run no more than this stage and what depends on it (may be given again)
+    #[arg(long, value_name = "STAGE")]
+    pub from: Vec<String>,
+    /// Run no more than this stage (may be given again)
+    #[arg(long, value_name = "STAGE")]
+    pub only: Vec<String>,
+    /// Keep this stage's old artifact although its operator's version moved (may be given again)
+    #[arg(long, value_name = "STAGE")]
+    pub accept: Vec<String>,
+    /// Refuse a plan that costs more, as far as history tells (such as 90s, 10m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub max_cost: Option<f64>,
 }
 
 /// Arguments of `run`.
@@ -75,9 +106,33 @@ pub struct Run {
     /// The pipeline.
     #[command(flatten)]
     pub pipeline: Pipeline,
-    /// Run this stage even if its artifact is there (may be given again)
-    #[arg(long, value_name = "STAGE")]
-    pub force: Vec<String>,
+    /// What to run of it.
+    #[command(flatten)]
+    pub choice: Choice,
+    /// Refuse unless the plan is the one of this fingerprint, as "sluice plan" printed it
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub plan: Option<String>,
+    /// Go on with stages that do not depend on a failed one
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Run at most this many trainings, quantizers and the like side by side [default: as many as workers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// Cores that stages with "resources: { cpus: N }" share [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub cpus: Option<u16>,
+    /// Memory that stages with "resources: { memory: SIZE }" share [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub slots_memory: Option<usize>,
+    /// Ids of the devices that stages with "resources: { gpus: N }" share, such as 0,1 [default: all NVIDIA devices]
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub gpus: Option<Vec<usize>>,
+    /// Time between two checkpoints of a training
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    pub checkpoint_every: f64,
+    /// How long another run that shows no sign of life keeps what it works on
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_time)]
+    pub lease: f64,
     /// Worker threads of the dataflow [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
@@ -163,6 +218,27 @@ pub struct Compare {
     pub store: PathBuf,
 }
 
+/// Arguments of `push`.
+#[derive(Args)]
+#[command(after_help = BUCKETS)]
+pub struct Push {
+    /// A folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(value_name = "REMOTE")]
+    pub remote: String,
+    /// The newest run of this pipeline [default: of every pipeline]
+    #[arg(long, short, value_name = "NAME", conflicts_with_all = ["run", "all"])]
+    pub pipeline: Option<String>,
+    /// This run
+    #[arg(long, value_name = "RUN", conflicts_with = "all")]
+    pub run: Option<String>,
+    /// Everything in the store
+    #[arg(long)]
+    pub all: bool,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
 /// How a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Format {
@@ -176,18 +252,50 @@ pub enum Format {
     Latex,
 }
 
+/// Arguments of `pull`.
+#[derive(Args)]
+#[command(after_help = BUCKETS)]
+pub struct Pull {
+    /// A folder, file:///DIR or s3://BUCKET/PREFIX
+    #[arg(value_name = "REMOTE")]
+    pub remote: String,
+    /// The newest run of this pipeline [default: of every pipeline]
+    #[arg(long, short, value_name = "NAME", conflicts_with_all = ["key", "all"])]
+    pub pipeline: Option<String>,
+    /// These keys
+    #[arg(long, value_name = "KEY", num_args = 1.., conflicts_with = "all")]
+    pub key: Vec<String>,
+    /// Everything that is there
+    #[arg(long)]
+    pub all: bool,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
+/// How buckets are opened.
+const BUCKETS: &str = "What is there already is not copied again. Buckets are opened with AWS_ACCESS_KEY_ID, \
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL and AWS_ALLOW_HTTP.";
+
+/// `90s`, `10m`, `2h`, `1.5`: seconds.
+fn parse_time(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.trim() {
+        text if text.ends_with("ms") => (text.trim_end_matches("ms"), 1e-3),
+        text if text.ends_with('s') => (text.trim_end_matches('s'), 1.0),
+        text if text.ends_with('m') => (text.trim_end_matches('m'), 60.0),
+        text if text.ends_with('h') => (text.trim_end_matches('h'), 3600.0),
+        text => (text, 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number * unit),
+        _ => Err("write a time such as 90s, 10m or 2h".to_string()),
+    }
+}
+
 /// `512M`, `4G`, `1048576`.
 fn parse_bytes(text: &str) -> Result<usize, String> {
-    let (number, unit) = match text.to_ascii_uppercase().trim_end_matches('B') {
-        text if text.ends_with('K') => (text.trim_end_matches('K').to_string(), 1 << 10),
-        text if text.ends_with('M') => (text.trim_end_matches('M').to_string(), 1 << 20),
-        text if text.ends_with('G') => (text.trim_end_matches('G').to_string(), 1 << 30),
-        text => (text.to_string(), 1usize),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if number > 0.0 => Ok((number * unit as f64) as usize),
-        _ => Err("write a size such as 512M or 4G".to_string()),
-    }
+    let bytes = sluice_engine::slots::bytes(text);
+    bytes.map(|bytes| bytes as usize).ok_or_else(|| "write a size such as 512M or 4G".to_string())
 }
 
 #[cfg(test)]
@@ -200,6 +308,9 @@ mod tests {
         assert_eq!(parse_bytes("1.5GB"), Ok(3 << 29));
         assert_eq!(parse_bytes("77"), Ok(77));
         assert!(parse_bytes("many").is_err());
+        assert_eq!(parse_time("10m"), Ok(600.0));
+        assert_eq!(parse_time("250ms"), Ok(0.25));
+        assert!(parse_time("-1s").is_err() && parse_time("soon").is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 use sluice_engine::Error;
-use sluice_engine::run::RunRecord;
+use sluice_engine::history::RunRecord;
 use sluice_engine::store::{KeyRecord, Store};
 use sluice_operators::comparison::{self, Scores, Settings, System};
 

@@ -9,6 +9,7 @@ mod docs;
 mod ops;
 mod panics;
 mod progress;
+mod remote;
 mod run;
 mod runs;
 mod schema;
@@ -30,6 +31,8 @@ fn main() {
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
         Command::Compare(command) => compare::compare(command),
+        Command::Push(command) => remote::push(command),
+        Command::Pull(command) => remote::pull(command),
     };
     if let Err(errors) = result {
         std::process::exit(fail(&errors));

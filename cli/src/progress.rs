@@ -40,7 +40,7 @@ struct Live {
 impl Watch for Live {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::StageStarted { stage, operator } => {
+            Event::StageStarted { stage, operator, .. } => {
                 let bar = self.bars.add(ProgressBar::new_spinner());
                 if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix:<16} {wide_msg}") {
                     bar.set_style(style);
@@ -141,13 +141,36 @@ fn line(event: &Event) -> Option<String> {
             run,
             ran,
             reused,
+            failed,
+            blocked,
             seconds: cost,
             ok,
-        } => Some(format!(
-            "run {run}: {}{ran} ran, {reused} reused, {}",
-            if *ok { "" } else { "not finished, " },
-            seconds(*cost)
-        )),
+        } => {
+            let mut lost = String::new();
+            if *failed > 0 {
+                lost.push_str(&format!(", {failed} failed"));
+            }
+            if *blocked > 0 {
+                lost.push_str(&format!(", {blocked} not run because of that"));
+            }
+            Some(format!(
+                "run {run}: {}{ran} ran, {reused} reused{lost}, {}",
+                if *ok { "" } else { "not finished, " },
+                seconds(*cost)
+            ))
+        }
+        Event::StageWaiting { stage, holder } => Some(format!("{stage:<16} waits: {holder} works on it")),
+        Event::StageLost { stage } => Some(format!("{stage:<16} was taken over while this process was stopped")),
+        Event::StageBlocked { stage, failed } => Some(format!("{stage:<16} not run: {failed} failed")),
+        Event::StageVerified {
+            stage,
+            agrees,
+            outputs,
+        } => {
+            let word = if *agrees { "agrees" } else { "DIFFERS" };
+            let outputs: Vec<String> = outputs.iter().map(|(port, how)| format!("{port}: {how}")).collect();
+            Some(format!("{stage:<16} {word}: {}", outputs.join("; ")))
+        }
         _ => None,
     }
 }

@@ -1,17 +1,19 @@
 //! `sluice run`: plan, run, print the tables under `show:`, check `expect:`.
 
+use std::time::Duration;
+
 use sluice_engine::Error;
 use sluice_engine::expect;
 use sluice_engine::operator::Cancel;
-use sluice_engine::run::{Options, plan_over, run as execute};
+use sluice_engine::run::{Options, run as execute};
 use sluice_engine::runtime::Resources;
-use sluice_engine::store::Store;
+use sluice_engine::slots::Machine;
 
 use crate::arguments;
-use crate::check::{known_stages, load};
+use crate::check::{load, planned, preview, within};
 use crate::display::{head, say};
-use crate::panics;
 use crate::progress::watch;
+use crate::remote::store_of;
 
 /// Rows printed of a table under `show:`.
 const SHOW_ROWS: usize = 100;
@@ -20,9 +22,19 @@ const SHOW_ROWS: usize = 100;
 pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
     let checked = load(&command.pipeline)?;
-    known_stages(&checked.graph, &command.force)?;
-    let store = Store::open(&command.pipeline.store).map_err(one)?;
-    let plan = plan_over(&checked.graph, &store, &checked.data_root, &command.force).map_err(one)?;
+    let store = store_of(&command.pipeline).map_err(one)?;
+    let plan = planned(&checked, &store, &command.choice)?;
+    within(&plan, command.choice.max_cost)?;
+    if let Some(shown) = command.plan.as_ref().filter(|shown| **shown != plan.fingerprint()) {
+        let message = format!("the plan is {} now, not {shown}", plan.fingerprint());
+        return Err(vec![Error::user("plan-changed", message).hint("look at \"sluice plan\" again")]);
+    }
+    if !command.quiet
+        && !command.json
+        && let Some(text) = preview(&checked.graph, &plan)
+    {
+        eprintln!("{text}");
+    }
     let cancel = Cancel::default();
     let handler = cancel.clone();
     // A second Ctrl-C does not wait.
@@ -34,24 +46,38 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     });
     installed.map_err(|error| vec![Error::device("signal", format!("cannot handle Ctrl-C: {error}"))])?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = command.workers.map_or(cores, usize::from);
     let options = Options {
         resources: Resources {
-            workers: command.workers.map_or(cores, usize::from),
+            workers,
             hosts: hosts(command)?,
             memory: command.memory,
         },
-        data_root: checked.data_root.clone(),
-        forced: command.force.clone(),
+        machine: Machine {
+            jobs: command.jobs.map_or(workers, usize::from),
+            cpus: command.cpus.map_or(cores.max(workers), usize::from),
+            memory: command.slots_memory.unwrap_or(0) as u64,
+            gpus: command.gpus.clone().unwrap_or_else(devices),
+        },
+        keep_going: command.keep_going,
+        lease: Duration::from_secs_f64(command.lease),
+        checkpoint: Duration::from_secs_f64(command.checkpoint_every),
+        command: changes(command),
+        source: checked.spec.sources[0].text.clone(),
         cancel,
+        ..Options::new(workers, &checked.data_root)
     };
     let show = checked.graph.show.clone();
     let stages: Vec<String> = checked.graph.stages.iter().map(|stage| stage.name.clone()).collect();
     let mut watch = watch(command.quiet, command.json);
-    let outcome = panics::or_lost(|| execute(checked.graph, &plan, &store, &options, watch.as_mut()))?;
+    let outcome = execute(checked.graph, &plan, &store, &options, watch.as_mut())?;
     let Some(outcome) = outcome else { return Ok(()) };
     // Under --json whoever reads parses every line.
     for (stage, port) in show.iter().filter(|_| !command.json) {
-        let digest = &outcome.records[&stages[*stage]].outputs[port];
+        // What was left out has nothing to show.
+        let Some(digest) = outcome.records.get(&stages[*stage]).map(|record| &record.outputs[port]) else {
+            continue;
+        };
         let text = store
             .table(digest)
             .and_then(|table| head(&table, SHOW_ROWS))
@@ -66,6 +92,13 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
         }
         return Ok(());
     }
+    let choice = &command.choice;
+    if !(choice.until.is_empty() && choice.from.is_empty() && choice.only.is_empty()) {
+        if !checked.spec.expect.is_empty() && !command.quiet {
+            eprintln!("expectations are not checked: only a part of the pipeline was run");
+        }
+        return Ok(());
+    }
     let failures = expect::check(&checked.spec, &outcome, &store);
     if failures.is_empty() {
         if !checked.spec.expect.is_empty() && !command.quiet {
@@ -75,6 +108,31 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     } else {
         Err(failures)
     }
+}
+
+/// Ids of the NVIDIA devices of this machine.
+fn devices() -> Vec<usize> {
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let id = |name: std::ffi::OsString| name.to_str()?.strip_prefix("nvidia")?.parse().ok();
+    let mut ids: Vec<usize> = entries.filter_map(|entry| id(entry.file_name())).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// What the command line changed or chose, as given.
+fn changes(command: &arguments::Run) -> Vec<String> {
+    let choice = &command.choice;
+    let lists = [
+        ("set", &command.pipeline.set),
+        ("param", &command.pipeline.params),
+        ("force", &choice.force),
+        ("until", &choice.until),
+        ("from", &choice.from),
+        ("only", &choice.only),
+        ("accept", &choice.accept),
+    ];
+    let given = lists.into_iter().flat_map(|(flag, values)| values.iter().map(move |value| format!("--{flag}={value}")));
+    given.collect()
 }
 
 fn hosts(command: &arguments::Run) -> Result<Option<(Vec<String>, usize)>, Vec<Error>> {

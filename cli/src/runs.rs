@@ -5,9 +5,9 @@ use std::path::Path;
 
 use sluice_engine::Error;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::run::{RunRecord, last_run};
+use sluice_engine::history::{self, RunRecord, last_run};
 use sluice_engine::spec::{Overrides, Spec};
-use sluice_engine::store::{KeyRecord, Store, read_json};
+use sluice_engine::store::{KeyRecord, Store};
 
 /// The newest run of the pipeline in a file, or of any pipeline.
 pub fn newest(store: &Store, pipeline: Option<&str>) -> Result<RunRecord, Error> {
@@ -27,27 +27,13 @@ pub fn newest(store: &Store, pipeline: Option<&str>) -> Result<RunRecord, Error>
             };
             last_run(store, &name).ok_or_else(|| none(format!(" of pipeline \"{name}\"")))
         }
-        None => store
-            .runs()
-            .into_iter()
-            .find_map(|run| read_json(&store.run_folder(&run).join("run.json")).ok())
-            .ok_or_else(|| none(String::new())),
+        None => history::runs(store).next().ok_or_else(|| none(String::new())),
     }
 }
 
-/// The run of this name.
+/// The run that a name means; see [`history::find`].
 pub fn named(store: &Store, name: &str) -> Result<RunRecord, Error> {
-    let runs = store.runs();
-    if runs.iter().any(|run| run == name) {
-        return read_json(&store.run_folder(name).join("run.json"));
-    }
-    let mut error = Error::user(
-        "no-run",
-        format!("the store \"{}\" has no run \"{name}\"", store.root().display()),
-    );
-    error.hint = did_you_mean(name, runs.iter().map(String::as_str))
-        .or_else(|| runs.first().map(|newest| format!("the newest run is \"{newest}\"")));
-    Err(error)
+    history::find(store, name)
 }
 
 /// Records by stage, of the stages of a run whose artifacts are in the store.

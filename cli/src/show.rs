@@ -13,12 +13,10 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
     let store = Store::existing(&command.store).map_err(one)?;
     let run = newest(&store, command.pipeline.as_deref()).map_err(one)?;
-    let (stage, port) = match command.stage.split_once('.') {
-        Some((stage, port)) => (stage, Some(port)),
-        None => (command.stage.as_str(), None),
-    };
-    let Some(record) = run.records.get(stage) else {
-        let known: Vec<&str> = run.records.keys().map(String::as_str).collect();
+    let records = run.records(&store);
+    let (stage, port) = split(&command.stage, records.keys().map(String::as_str));
+    let Some(record) = records.get(stage) else {
+        let known: Vec<&str> = records.keys().map(String::as_str).collect();
         return Err(vec![unknown_stage(&run.run, stage, &known)]);
     };
     let mut chosen: Vec<&String> = record
@@ -76,4 +74,15 @@ pub fn show(command: &arguments::Show) -> Result<(), Vec<Error>> {
         say!("{}\n", fit(&head(&table, command.rows).map_err(one)?, 160));
     }
     Ok(())
+}
+
+/// A stage's name and a port: names of instances and of gathered ports hold dots, so a known name goes first.
+fn split<'a>(text: &'a str, mut known: impl Iterator<Item = &'a str>) -> (&'a str, Option<&'a str>) {
+    if known.any(|name| name == text) {
+        return (text, None);
+    }
+    match text.rsplit_once('.') {
+        Some((stage, port)) if !port.contains(']') => (stage, Some(port)),
+        _ => (text, None),
+    }
 }

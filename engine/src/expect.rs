@@ -12,8 +12,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, did_you_mean};
 use crate::run::Outcome;
-use crate::spec::Spec;
+use crate::spec::{Reference, Spec};
 use crate::store::Store;
+use crate::yaml::Span;
 
 const KEYS: [&str; 7] = ["stage", "where", "column", "value", "within", "at_least", "at_most"];
 
@@ -51,13 +52,21 @@ fn one(expectation: &Map<String, Value>, outcome: &Outcome, store: &Store) -> Re
             .hint("give it \"value\", \"at_least\" or \"at_most\""));
     }
     let reference = expectation.get("stage").and_then(Value::as_str).unwrap_or_default();
-    let (stage, port) = reference
-        .split_once('.')
-        .map_or((reference, None), |(stage, port)| (stage, Some(port)));
+    let parsed = Reference::parse(reference, Span::default())?;
+    // A full name (of a gathered table, too), or a stage and one of its ports.
+    let found = outcome.graph.find(reference)?;
+    let (stage, port) = match found.as_slice() {
+        [stage] if outcome.graph.stages[*stage].name == reference => (&outcome.graph.stages[*stage], None),
+        [stage] => (&outcome.graph.stages[*stage], parsed.port.as_deref()),
+        many => {
+            let message = format!("\"{reference}\" means {} instances, an expectation is about one", many.len());
+            return Err(Error::user("bad-expectation", message).hint("write STAGE[AXIS=VALUE,...]"));
+        }
+    };
     let record = outcome
         .records
-        .get(stage)
-        .ok_or_else(|| Error::user("unknown-stage", format!("unknown stage \"{stage}\" in an expectation")))?;
+        .get(&stage.name)
+        .ok_or_else(|| Error::user("unknown-stage", format!("stage \"{}\" has no result", stage.name)))?;
     let digest = match port {
         Some(port) => record.outputs.get(port),
         None => record

@@ -143,7 +143,9 @@ pub fn run(
         .as_ref()
         .is_some_and(|(_, process)| *process > 0)
     {
-        return execute(job, &options.resources, None).map(|()| None).map_err(one);
+        let lent = std::panic::AssertUnwindSafe(|| execute(job, &options.resources, None));
+        let executed = std::panic::catch_unwind(lent).unwrap_or_else(|_| Err(lost(true)));
+        return executed.map(|()| None).map_err(one);
     }
     history::close(store, &store.discard_abandoned());
     let run = run_name();
@@ -305,7 +307,7 @@ impl Memory for StoreMemory<'_> {
     }
 
     fn has_static(&self, preimage: &Preimage) -> bool {
-        !self.store.with_static(preimage).is_empty()
+        self.store.has_static(preimage)
     }
 
     fn last(&self, stage: &str) -> Option<KeyRecord> {

@@ -64,6 +64,8 @@ struct Running {
     peak_memory: u64,
     gpus: Vec<usize>,
     process: usize,
+    /// What the operator stated while it ran.
+    notes: Notes,
 }
 
 /// The scheduler's state: what is done, what runs, what waits.
@@ -405,6 +407,7 @@ impl State {
             peak_memory: resident(),
             gpus: gpus.clone(),
             process,
+            notes: Notes::new(),
         }));
         self.next_worker += 1;
         Start {
@@ -440,12 +443,17 @@ impl State {
                     running.parts.entry(port).or_default().push(entry);
                 }
             }
-            Report::WriterDone { stage, busy_seconds } => {
+            Report::WriterDone {
+                stage,
+                busy_seconds,
+                notes,
+            } => {
                 let Status::Running(running) = &mut self.stages[stage] else {
                     return;
                 };
                 running.writers += 1;
                 running.busy_seconds += busy_seconds;
+                running.notes.extend(serde_json::from_str::<Notes>(&notes).unwrap_or_default());
                 if running.writers == peers {
                     let done = match self.verify {
                         true => self.compare(stage),
@@ -629,7 +637,8 @@ impl State {
             .iter()
             .map(|edge| (edge.port.clone(), self.rows_of(edge)))
             .collect();
-        let notes: Notes = stage.operator.conclude(&context, &rows_in, &tables)?;
+        let mut notes = running.notes.clone();
+        notes.extend(stage.operator.conclude(&context, &rows_in, &tables)?);
         let inputs = inputs_of(stage, |stage| &self.outputs[stage])
             .ok_or_else(|| Error::internal("a stage finished before its inputs were published"))?;
         let preimage = Preimage {

@@ -118,6 +118,8 @@ pub struct FileEntry {
 pub trait Remote: Send + Sync {
     /// The record of a key, if it is there.
     fn record(&self, key: &str) -> Result<Option<KeyRecord>>;
+    /// Whether some key there has this pre-image apart from its inputs.
+    fn has_static(&self, preimage: &Preimage) -> Result<bool>;
     /// Copies an artifact, its manifest included, into an empty folder and checks every file against its digest.
     fn fetch(&self, digest: &str, folder: &Path) -> Result<Manifest>;
 }
@@ -130,6 +132,14 @@ pub struct Store {
     remote: Option<Arc<dyn Remote>>,
     /// Artifacts that this process made, or has read and compared with their digests.
     verified: Arc<Mutex<HashSet<String>>>,
+    /// Keys that the remote store was asked for in vain: every question is a request.
+    asked: Arc<Mutex<HashSet<String>>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -168,6 +178,7 @@ impl Store {
             disk,
             remote: None,
             verified: Arc::default(),
+            asked: Arc::default(),
         }
     }
 
@@ -216,8 +227,35 @@ impl Store {
         {
             return Some(record);
         }
-        // A remote store that cannot be reached now is reported when something is fetched; here it lacks the key.
-        self.remote.as_ref()?.record(key).ok().flatten()
+        // Known here, or not: the remote store may have the artifacts.
+        let remote = self.remote.as_ref()?;
+        if self.asked.lock().is_ok_and(|asked| asked.contains(key)) {
+            return None;
+        }
+        // Opening a remote store asks it something, so one that cannot be reached is told before this; one that goes
+        // away later lacks the key, and what is missing is made here.
+        match remote.record(key).ok().flatten() {
+            Some(record) => {
+                let attempt = Self::attempt_name(&format!("key-{}", &key[..key.len().min(16)]));
+                let folder = self.attempt_folder(&attempt);
+                // Kept here, so that it is asked for once; its artifacts follow when they are read.
+                let _ = self.disk.create_folder(&folder).map(|()| self.publish_record(&record, &attempt, true));
+                self.discard(&attempt);
+                Some(record)
+            }
+            None => {
+                if let Ok(mut asked) = self.asked.lock() {
+                    asked.insert(key.to_string());
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether some published key has this pre-image apart from its inputs, here or in the remote store.
+    pub fn has_static(&self, preimage: &Preimage) -> bool {
+        !self.with_static(preimage).is_empty()
+            || self.remote.as_ref().is_some_and(|remote| remote.has_static(preimage).unwrap_or(false))
     }
 
     /// The record of a key, even if its artifacts are gone.
@@ -642,7 +680,8 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
     }
 }
 
-fn static_digest(preimage: &Preimage) -> String {
+/// What keys share whose pre-images are equal apart from their inputs.
+pub fn static_digest(preimage: &Preimage) -> String {
     let alone = Preimage {
         inputs: BTreeMap::new(),
         ..preimage.clone()

@@ -85,7 +85,8 @@ fn exactly_what_depends_on_a_change_runs_again() {
     );
 }
 
-const PIPELINE: &str = "pipeline: cut
+/// Four stages in a row.
+pub const PIPELINE: &str = "pipeline: cut
 stages:
   rows:  { op: ingest_interactions, path: rows.csv }
   clean: { op: dedup, input: rows }
@@ -94,7 +95,7 @@ stages:
 ";
 
 /// Five users with the same four items each, a second apart; no duplicates.
-fn rows() -> String {
+pub fn rows() -> String {
     let mut text = "user_id,item_id,timestamp\n".to_string();
     for user in 0..5 {
         for item in 0..4 {

@@ -6,20 +6,30 @@ use std::process::Command;
 use crate::sluice::{files, repository};
 
 /// What each crate may depend on in the house. A new crate has to be entered here.
-const MAY: [(&str, &[&str]); 6] = [
+const MAY: [(&str, &[&str]); 7] = [
     ("engine", &[]),
     ("gpu", &[]),
     ("sql", &["sluice-engine"]),
     ("operators", &["sluice-engine", "sluice-sql", "sluice-gpu"]),
-    ("cli", &["sluice-engine", "sluice-sql", "sluice-operators"]),
+    ("remote", &["sluice-engine"]),
+    (
+        "cli",
+        &["sluice-engine", "sluice-sql", "sluice-operators", "sluice-remote"],
+    ),
     (
         "tests",
-        &["sluice-engine", "sluice-sql", "sluice-gpu", "sluice-operators"],
+        &[
+            "sluice-engine",
+            "sluice-sql",
+            "sluice-gpu",
+            "sluice-operators",
+            "sluice-remote",
+        ],
     ),
 ];
 
 /// Crates that do not print, exit or read the environment.
-const LIBRARIES: [&str; 4] = ["engine", "operators", "gpu", "sql"];
+const LIBRARIES: [&str; 5] = ["engine", "operators", "gpu", "sql", "remote"];
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -90,7 +100,7 @@ fn dependencies_point_one_way() {
         {
             assert!(may.contains(&name.as_str()), "{member} must not depend on {name}");
         }
-        for (name, only) in [("timely", "engine"), ("clap", "cli")] {
+        for (name, only) in [("timely", "engine"), ("clap", "cli"), ("object-store", "remote")] {
             assert!(
                 member == only || !found.iter().any(|found| found == name),
                 "{member} must not depend on {name}"
@@ -113,7 +123,7 @@ fn the_engine_knows_nothing_of_the_domain() {
 
 #[test]
 fn only_the_runtime_imports_timely() {
-    for folder in ["engine/src", "operators", "gpu", "cli", "sql"] {
+    for folder in ["engine/src", "operators", "gpu", "cli", "sql", "remote"] {
         for path in sources(folder) {
             if path.starts_with(repository("engine/src/runtime")) {
                 continue;
@@ -139,6 +149,21 @@ fn tensors_know_no_pipeline() {
             .any(|name| name.contains("yaml") || name == "saphyr-parser"),
         "{found:?}"
     );
+}
+
+/// Transfers wait for many answers at once; whoever calls them just waits.
+#[test]
+fn only_remote_stores_are_async() {
+    for folder in ["engine", "operators", "gpu", "cli", "sql"] {
+        for path in sources(folder) {
+            let found = lines_with(&path, &["async fn", "async move", ".await", "tokio::"]);
+            assert!(found.is_empty(), "{found:#?}");
+        }
+    }
+    for path in sources("remote") {
+        let found = lines_with(&path, &["pub async", "pub use tokio", "pub use object_store"]);
+        assert!(found.is_empty(), "{found:#?}");
+    }
 }
 
 /// Tests may say why they skip; what users run may not print.
@@ -195,7 +220,7 @@ fn planning_is_pure() {
 #[test]
 fn every_source_opens_with_what_it_is() {
     let mut count = 0;
-    for folder in ["engine", "operators", "gpu", "sql", "cli", "tests"] {
+    for folder in ["engine", "operators", "gpu", "sql", "remote", "cli", "tests"] {
         for path in sources(folder) {
             let first = read(&path).lines().next().unwrap_or_default().to_string();
             let said = first.strip_prefix("//! ").is_some_and(|words| words.trim().len() > 10);
@@ -209,7 +234,7 @@ fn every_source_opens_with_what_it_is() {
 /// `utils` and its like say nothing about what is inside.
 #[test]
 fn rooms_have_names() {
-    for folder in ["engine", "operators", "gpu", "sql", "cli", "tests"] {
+    for folder in ["engine", "operators", "gpu", "sql", "remote", "cli", "tests"] {
         for path in sources(folder) {
             let stem = path.file_stem().unwrap().to_string_lossy().to_string();
             let bad = ["util", "utils", "common", "helpers", "manager", "base", "misc"];

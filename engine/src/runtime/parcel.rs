@@ -80,7 +80,12 @@ pub(crate) enum Report {
         entry: FileEntry,
     },
     /// A worker wrote all of its parts of a stage.
-    WriterDone { stage: usize, busy_seconds: f64 },
+    WriterDone {
+        stage: usize,
+        busy_seconds: f64,
+        /// What the operator stated while it ran, as JSON.
+        notes: String,
+    },
     /// A stage failed.
     Failed { stage: usize, error: Error },
 }

@@ -101,6 +101,7 @@ pub(crate) fn write<'scope>(
                 run.control.report(Report::WriterDone {
                     stage: run.index,
                     busy_seconds: run.busy_seconds(),
+                    notes: serde_json::to_string(&run.context.noted()).unwrap_or_default(),
                 });
             }
             capability = None;
