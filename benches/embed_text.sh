@@ -28,13 +28,15 @@ from sentence_transformers import SentenceTransformer, models
 work = sys.argv[1]
 torch.set_num_threads(2)
 run = json.load(open(sorted(glob.glob(f"{work}/store/runs/*/run.json"))[-1]))
+def key(stage):
+    return json.load(open(f"{work}/store/keys/{run['keys'][stage]}.json"))
 def table(stage):
-    digest = run["records"][stage]["outputs"]["out"]
+    digest = key(stage)["outputs"]["out"]
     parts = sorted(glob.glob(f"{work}/store/objects/{digest}/*.parquet"))
     return pq.read_table(parts[0]) if len(parts) == 1 else __import__("pyarrow").concat_tables([pq.read_table(p) for p in parts])
 texts = table("items").column("text").to_pylist()
 ours = np.array(table("text").column("embedding").to_pylist(), dtype=np.float32)
-seconds = run["records"]["text"]["seconds"]
+seconds = key("text")["seconds"]
 word = models.Transformer(f"{work}/model", max_seq_length=128)
 word.auto_model.float()
 peer = SentenceTransformer(modules=[word, models.Pooling(word.get_word_embedding_dimension()), models.Normalize()], device="cpu")

@@ -85,6 +85,14 @@ pub struct Outcome {
     pub reused: usize,
 }
 
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let mut text = f.debug_struct("Outcome");
+        text.field("run", &self.run).field("ran", &self.ran).field("reused", &self.reused);
+        text.finish_non_exhaustive()
+    }
+}
+
 /// Plans a pipeline over a store.
 pub fn plan_over(graph: &Graph, store: &Store, data_root: &Path, selection: &Selection) -> Result<Plan, Vec<Error>> {
     let mut files: Vec<PathBuf> = graph

@@ -134,6 +134,8 @@ pub struct Store {
     verified: Arc<Mutex<HashSet<String>>>,
     /// Keys that the remote store was asked for in vain: every question is a request.
     asked: Arc<Mutex<HashSet<String>>>,
+    /// Held while an artifact is fetched: several workers may want the same one.
+    fetching: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -162,11 +164,18 @@ impl Store {
 
     /// Opens a store whose steps go through `disk`.
     pub fn open_on(root: &Path, disk: Arc<dyn Disk>) -> Result<Store> {
+        let mut made = false;
         for folder in ["keys", "statics", "objects", "tmp", "leases", "checkpoints", "runs"] {
             let path = root.join(folder);
             if disk.list(&path).is_err() {
                 disk.create_folder(&path).map_err(|error| Error::io("create", &path, &error))?;
+                made = true;
             }
+        }
+        // What is published into these folders is only safe when their own names are.
+        let above = root.parent().filter(|above| !above.as_os_str().is_empty());
+        for folder in [Some(root), above].into_iter().flatten().filter(|_| made) {
+            disk.sync(folder).map_err(|error| Error::io("sync", folder, &error))?;
         }
         let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
         Ok(Self::at(root, disk))
@@ -179,6 +188,7 @@ impl Store {
             remote: None,
             verified: Arc::default(),
             asked: Arc::default(),
+            fetching: Arc::default(),
         }
     }
 
@@ -336,6 +346,8 @@ impl Store {
         let path = self.object(digest).join("manifest.json");
         if self.disk.length(&path).is_err()
             && let Some(remote) = &self.remote
+            && let _one = self.fetching.lock()
+            && self.disk.length(&path).is_err()
         {
             let attempt = Self::attempt_name(&format!("fetch-{}", &digest[..digest.len().min(16)]));
             let folder = self.attempt_folder(&attempt).join("object");
