@@ -2,7 +2,7 @@
 # A rerun with nothing to do: Sluice beside DVC over the same graph of 200 stages, both measured in turn on the same
 # machine. Prints the median, least and most seconds of REPEATS (default 9) rounds, and the ratios of the medians.
 # The graph: one ingest, a dedup, and 66 branches of three (k-core, and two stages that read it), all with configs and
-# results of their own. For DVC every stage copies its dependency to its output.
+# results of their own; for Sluice a sweep over one axis, for DVC 200 stages. For DVC every stage copies its dependency to its output.
 # Installs DVC into a virtual environment (VENV, default sluice-bench/dvc in the user's cache folder).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,10 +31,11 @@ data = "user_id,item_id,timestamp\n" + "\n".join(rows) + "\n"
 lines = ["pipeline: null_rerun", "stages:"]
 lines += ["  reviews: { op: ingest_interactions, path: interactions.csv }", "  clean: { op: dedup, input: reviews }"]
 stages = {"reviews": "interactions.csv", "clean": "out/reviews"}
+lines.append("  core: { op: filter_kcore, input: clean, user_k: 3, item_k: 1 }")
+lines.append("  order: { op: audit_order, input: core }")
+lines.append("  split: { op: split_leave_one_out, input: core }")
+lines.append(f"sweep: {{ axes: {{ core.user_k: {list(range(3, branches + 3))} }} }}")
 for k in range(3, branches + 3):
-    lines.append(f"  core_{k}: {{ op: filter_kcore, input: clean, user_k: {k}, item_k: 1 }}")
-    lines.append(f"  order_{k}: {{ op: audit_order, input: core_{k} }}")
-    lines.append(f"  split_{k}: {{ op: split_leave_one_out, input: core_{k} }}")
     stages |= {f"core_{k}": "out/clean", f"order_{k}": f"out/core_{k}", f"split_{k}": f"out/core_{k}"}
 (ours / "p.yaml").write_text("\n".join(lines) + "\n")
 # JSON is YAML.

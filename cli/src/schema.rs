@@ -28,9 +28,10 @@ pub fn schema(registry: &Registry) -> Value {
     definitions.insert(
         "reference".into(),
         json!({
-            "description": "STAGE, or STAGE.PORT for an output port other than the first.",
+            "description": "STAGE, or STAGE.PORT for an output port other than the first; of a sweep STAGE[AXIS=VALUE], or \
+                STAGE[*] to gather all instances.",
             "type": "string",
-            "pattern": "^([A-Za-z_][A-Za-z0-9_-]*(\\.[A-Za-z0-9_-]+)?|.*\\$\\{.*)$"
+            "pattern": "^([A-Za-z_][A-Za-z0-9_-]*(\\.[A-Za-z0-9_-]+)?(\\[[^\\[\\]]+\\])?(\\.[A-Za-z0-9_-]+)?|.*\\$\\{.*)$"
         }),
     );
     for entry in registry.iter() {
@@ -73,6 +74,7 @@ pub fn schema(registry: &Registry) -> Value {
                     "oneOf": branches
                 }
             },
+            "sweep": sweep(),
             "show": {
                 "description": "Tables to print when the run is done.",
                 "anyOf": [reference, { "type": "array", "items": reference }]
@@ -134,10 +136,72 @@ fn stage(entry: &Entry, definitions: &mut Map<String, Value>) -> Value {
     for (name, definition) in entry.schema["$defs"].as_object().unwrap_or(&empty) {
         definitions.insert(format!("{}.{name}", entry.name), inside(definition, entry.name));
     }
+    for (name, schema) in every_stage() {
+        properties.entry(name).or_insert(schema);
+    }
     branch.insert("properties".into(), properties.into());
     branch.insert("required".into(), required.into());
     branch.insert("additionalProperties".into(), false.into());
     branch.into()
+}
+
+/// Keys that every stage may have, unless its operator has a field of that name.
+fn every_stage() -> [(String, Value); 2] {
+    let count = json!({ "type": "integer", "minimum": 0 });
+    [
+        (
+            "seed".to_string(),
+            json!({
+                "description": "A seed of this stage alone, instead of the run's.",
+                "anyOf": [count, { "$ref": "#/$defs/param" }]
+            }),
+        ),
+        (
+            "resources".to_string(),
+            json!({
+                "description": "What of the machine the stage takes while it runs. Not part of its key.",
+                "type": "object",
+                "properties": { "cpus": count, "gpus": count, "memory": { "type": ["string", "integer"] } },
+                "additionalProperties": false
+            }),
+        ),
+    ]
+}
+
+/// `sweep:`; see `sluice_engine::sweep`.
+fn sweep() -> Value {
+    let scalar = json!({ "type": ["string", "number", "boolean"] });
+    let values = json!({ "type": "array", "minItems": 1, "items": scalar });
+    let point = json!({ "type": "object", "additionalProperties": scalar });
+    json!({
+        "description": "Axes that the pipeline is run over. Stages that an axis does not reach exist once.",
+        "type": "object",
+        "properties": {
+            "axes": {
+                "description": "By name: values of \"seed\", of a parameter or of STAGE.KEY; or names of values, each with \
+                    what it sets; or { set: STAGE.KEY, to: [...] }.",
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": { "anyOf": [
+                    values,
+                    {
+                        "type": "object",
+                        "properties": {
+                            "set": { "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] },
+                            "to": values
+                        },
+                        "required": ["set", "to"],
+                        "additionalProperties": false
+                    },
+                    { "type": "object", "additionalProperties": { "type": "object" } }
+                ] }
+            },
+            "exclude": { "description": "Points to leave out; axes not named match any value.", "type": "array", "items": point },
+            "include": { "description": "Further points, with a value for every axis.", "type": "array", "items": point }
+        },
+        "required": ["axes"],
+        "additionalProperties": false
+    })
 }
 
 /// The port that a bare `input:` connects, if that is clear and has a name.
@@ -184,7 +248,7 @@ fn value(schema: &Value, operator: &str) -> Value {
     }
     // What editors show stays outside, so that it is said once.
     let mut outer = Map::new();
-    for key in ["description", "default", "x-resource", "x-required"] {
+    for key in ["description", "default", "x-resource", "x-extent", "x-required"] {
         if let Some(said) = map.shift_remove(key) {
             outer.insert(key.into(), said);
         }

@@ -82,8 +82,9 @@ pub(crate) struct State {
     /// Stages that could start, and those that run.
     ready: BTreeSet<usize>,
     running: BTreeSet<usize>,
-    /// Recipes that are running, and by which stage.
+    /// Recipes and keys that are running, and by which stage.
     recipes: HashMap<String, usize>,
+    keys: HashMap<String, usize>,
     leases: Option<Leases>,
     machine: Machine,
     taken: Vec<Taken>,
@@ -118,6 +119,7 @@ impl State {
             ready: BTreeSet::new(),
             running: BTreeSet::new(),
             recipes: HashMap::new(),
+            keys: HashMap::new(),
             leases: None,
             machine: options.machine.clone(),
             taken: vec![Taken::default(); options.resources.hosts.as_ref().map_or(1, |(hosts, _)| hosts.len())],
@@ -254,6 +256,9 @@ impl State {
             let preimage = ready.preimage.clone();
             let forced = self.plan.stages[index].forced;
             let key = preimage.key();
+            if self.keys.contains_key(&key) {
+                continue;
+            }
             if !forced && let Some(record) = self.store.record(&key) {
                 self.reuse(index, record, true);
                 continue;
@@ -326,6 +331,7 @@ impl State {
     fn release(&mut self, index: usize) {
         let recipe = &self.plan.stages[index].recipe;
         self.recipes.remove(recipe);
+        self.keys.retain(|_, stage| *stage != index);
         if let Some(leases) = &self.leases {
             leases.release(recipe);
         }
@@ -395,6 +401,9 @@ impl State {
             None => Vec::new(),
         };
         self.recipes.insert(self.plan.stages[index].recipe.clone(), index);
+        if let Some(preimage) = preimage {
+            self.keys.insert(preimage.key(), index);
+        }
         self.ready.remove(&index);
         self.running.insert(index);
         self.stages[index] = Status::Running(Box::new(Running {

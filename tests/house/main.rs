@@ -13,4 +13,5 @@ mod reruns;
 mod rules;
 mod s3;
 mod sluice;
+mod sweeps;
 mod transfers;

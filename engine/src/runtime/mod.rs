@@ -20,6 +20,8 @@ mod rows;
 mod source;
 mod stage;
 #[cfg(test)]
+mod sweeps;
+#[cfg(test)]
 mod tests;
 mod whole;
 mod writer;

@@ -217,7 +217,7 @@ impl Operator for Total {
     }
 }
 
-fn registry() -> Registry {
+pub(super) fn registry() -> Registry {
     Registry::new()
         .with::<MakeEdges>()
         .with::<Sieve>()
@@ -226,7 +226,7 @@ fn registry() -> Registry {
         .with::<Total>()
 }
 
-const PIPELINE: &str = "
+pub(super) const PIPELINE: &str = "
 pipeline: p
 stages:
   edges: { op: make_edges, blocks: 6, rows: 40, spread: 100, splits: 2 }
@@ -237,7 +237,7 @@ stages:
   total: { op: total, inputs: { input: core, other: more } }
 ";
 
-fn execute(store: &Path, yaml: &str, workers: usize, memory: usize) -> Result<(Outcome, Store), Vec<Error>> {
+pub(super) fn execute(store: &Path, yaml: &str, workers: usize, memory: usize) -> Result<(Outcome, Store), Vec<Error>> {
     let store = Store::open(store).map_err(|error| vec![error])?;
     let spec = Spec::parse("p.yaml", yaml, &Overrides::default())?;
     let graph = Graph::build(&spec, &registry(), Path::new("."))?;
