@@ -102,9 +102,18 @@ impl RunRecord {
     }
 }
 
-/// A run's record.
+/// A run's record. What a run that has not ended has done so far is read from its events.
 pub fn read(store: &Store, run: &str) -> Result<RunRecord> {
-    store.json(&store.run_folder(run).join("run.json"))
+    let mut record: RunRecord = store.json(&store.run_folder(run).join("run.json"))?;
+    if record.state == RunState::Running {
+        for entry in events(store, run) {
+            if let Event::StageFinished { stage, key, .. } | Event::StageReused { stage, key, .. } = entry.event {
+                record.last.insert(stage.clone(), key.clone());
+                record.keys.insert(stage, key);
+            }
+        }
+    }
+    Ok(record)
 }
 
 /// Every run that left a record, newest first.
