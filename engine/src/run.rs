@@ -150,8 +150,9 @@ pub fn run(
     history::close(store, &store.discard_abandoned());
     let run = run_name();
     let start = Instant::now();
-    let mut record = begin(&graph, plan, store, options, &run).map_err(one)?;
+    // Before the record, so that no record is left without somebody to close it.
     let sign = Sign::hang(store, &run);
+    let mut record = begin(&graph, plan, store, options, &run).map_err(one)?;
     // Events leave the workers through a channel, so that a slow terminal cannot hold up the dataflow.
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut teller = Teller::new(store, &run, sender);
