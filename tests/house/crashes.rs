@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sluice_engine::random::Random;
@@ -20,7 +20,7 @@ use crate::sluice::{Done, Sluice, TINY, entries, finish, recipe};
 const SIDE_BY_SIDE: usize = 4;
 
 /// Of how many points one is taken when it is not night.
-const EVERY: u64 = 7;
+const EVERY: usize = 7;
 
 /// Chooses points and moments.
 const SEED: u64 = 1;
@@ -64,9 +64,8 @@ pub fn faulty(sluice: &Sluice, arguments: &[&str], fault: &str) -> Done {
 }
 
 /// The steps that a run takes on disk: what, and on which path of the store.
-pub fn steps(arguments: &[&str]) -> Vec<(String, String)> {
-    let sluice = small();
-    let done = faulty(&sluice, arguments, "trace:steps");
+pub fn steps(sluice: &Sluice, arguments: &[&str]) -> Vec<(String, String)> {
+    let done = faulty(sluice, arguments, "trace:steps");
     assert_eq!(done.code, 0, "{}", done.err);
     let text = std::fs::read_to_string(sluice.path("steps")).unwrap();
     let step = |line: &str| {
@@ -199,9 +198,9 @@ impl Tally {
     }
 
     /// Killed before a step, then perhaps killed again, then not.
-    fn point(&self, faults: &[String], arguments: &[&str], whole: &Whole) {
+    fn point(&self, fresh: fn() -> Sluice, faults: &[String], arguments: &[&str], whole: &Whole) {
         self.points.fetch_add(1, Ordering::Relaxed);
-        let sluice = small();
+        let sluice = fresh();
         let point = format!("{} {faults:?}", arguments.join(" "));
         let mut kept = BTreeSet::new();
         for fault in faults {
@@ -305,41 +304,49 @@ fn side_by_side<T: Sync>(list: &[T], work: impl Fn(&T) + Sync) {
     });
 }
 
+/// Every step of a run, and halves of every write. Going on is killed, too: somewhere else each time.
+fn points(fresh: fn() -> Sluice, arguments: &[&str]) -> Vec<Vec<String>> {
+    let steps = steps(&fresh(), arguments);
+    assert!(steps.len() > 100, "{} steps", steps.len());
+    let mut points: Vec<Vec<String>> = Vec::new();
+    for (index, (name, _)) in steps.iter().enumerate() {
+        let step = index + 1;
+        let again = 1 + (step * 89) % steps.len();
+        points.push(vec![format!("kill@{step}"), format!("kill@{again}")]);
+        if ["write", "append", "remove_folder"].contains(&name.as_str()) {
+            points.push(vec![format!("torn@{step}")]);
+        }
+    }
+    points
+}
+
 #[test]
 fn kill_matrix() {
     let nightly = std::env::var_os("SLUICE_NIGHTLY").is_some();
     let tally = Tally::default();
-    let whole = Whole::of(&small(), &RUN);
-    let two = ["run", "crash.yaml", "--json", "--workers", "2"];
-    for arguments in [RUN, two].iter().take(if nightly { 2 } else { 1 }) {
-        let steps = steps(arguments);
-        assert!(steps.len() > 100, "{} steps", steps.len());
-        let mut points: Vec<Vec<String>> = Vec::new();
-        for (index, (name, _)) in steps.iter().enumerate() {
-            let step = index + 1;
-            // Going on is killed, too: somewhere else each time.
-            let again = 1 + (step * 89) % steps.len();
-            points.push(vec![format!("kill@{step}"), format!("kill@{again}")]);
-            if ["write", "append", "remove_folder"].contains(&name.as_str()) {
-                points.push(vec![format!("torn@{step}")]);
-            }
+    let tiny = Whole::of(&small(), &RUN);
+    if nightly {
+        for workers in ["1", "2"] {
+            let arguments = ["run", "crash.yaml", "--json", "--workers", workers];
+            let points = points(small, &arguments);
+            side_by_side(&points, |point| tally.point(small, point, &arguments, &tiny));
         }
-        if !nightly {
-            let chosen = |index: &usize| *index as u64 % EVERY == SEED % EVERY;
-            points = (0..points.len())
-                .filter(chosen)
-                .map(|index| points[index][..1].to_vec())
-                .collect();
-        }
-        side_by_side(&points, |point| tally.point(point, arguments, &whole));
+    } else {
+        let points = points(small, &RUN);
+        let chosen: Vec<&Vec<String>> = points.iter().skip(SEED as usize % EVERY).step_by(EVERY).collect();
+        side_by_side(&chosen, |point| tally.point(small, &point[..1], &RUN, &tiny));
     }
-    // At random moments of a pipeline with a training.
-    let before = tally.kills.load(Ordering::Relaxed);
-    let sluice = quickstart();
-    let start = std::time::Instant::now();
-    let whole = Whole::of(&sluice, &miniature());
+    // A pipeline with a training: before every seventh step, and at random moments.
+    let arguments = miniature();
+    let start = Instant::now();
+    let whole = Whole::of(&quickstart(), &arguments);
     let seconds = start.elapsed().as_secs_f64() * 1.2;
-    let (chains, times) = if nightly { (35, 4) } else { (1, 4) };
+    if nightly {
+        let points: Vec<Vec<String>> = points(quickstart, &arguments).into_iter().step_by(EVERY).collect();
+        side_by_side(&points, |point| tally.point(quickstart, point, &arguments, &whole));
+    }
+    let before = tally.kills.load(Ordering::Relaxed);
+    let (chains, times) = if nightly { (40, 4) } else { (2, 3) };
     let seeds: Vec<u64> = (0..chains).map(|chain| SEED + chain).collect();
     side_by_side(&seeds, |seed| tally.moments(*seed, times, seconds, &whole));
     let random = tally.kills.load(Ordering::Relaxed) - before;

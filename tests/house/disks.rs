@@ -56,7 +56,7 @@ fn heals(sluice: &Sluice, arguments: &[&str], whole: &Whole, what: &str) {
 #[test]
 fn a_disk_that_fills_up_or_turns_read_only_is_told() {
     let whole = Whole::of(&small(), &RUN);
-    let steps = steps(&RUN).len();
+    let steps = steps(&small(), &RUN).len();
     for (kind, code) in [("full", "disk-full"), ("denied", "read-only")] {
         // The last steps are those of the record of the run; how many come before them differs by a few.
         for step in (1..steps - 10).step_by(23) {

@@ -86,7 +86,7 @@ fn a_killed_training_goes_on_from_its_last_state() {
             "--json",
             "--set=tiger.eval_every=50",
             "--set=tiger.patience=100",
-            "--checkpoint-every=200ms",
+            "--checkpoint-every=100ms",
             steps,
         ];
         [&["run", "quickstart.yaml"], &TINY[..], &more].concat()

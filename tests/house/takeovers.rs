@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sluice_engine::store::Store;
 
 use crate::crashes::{RUN, Whole, small, sound, steps};
-use crate::sluice::{Sluice, TINY, recipe, wait};
+use crate::sluice::{Sluice, TINY, entries, recipe, wait};
 
 /// A process that a test has started; it does not outlive the test, even if that fails while it is stopped.
 struct Started(Child);
@@ -47,7 +48,6 @@ fn quickstart() -> (Sluice, Vec<&'static str>) {
     let more = [
         "--json",
         "--workers=1",
-        "--lease=1s",
         "--set=tiger.max_steps=60",
         "--set=tiger.eval_every=20",
     ];
@@ -94,20 +94,71 @@ fn two_runs_share_the_work() {
     sound(&both).unwrap();
 }
 
+/// Starts the pipeline and waits until its training is under way.
+fn training(sluice: &Sluice, arguments: &[&str]) -> Started {
+    let mut a = Started(sluice.command(arguments).stderr(Stdio::null()).spawn().unwrap());
+    let mut lines = BufReader::new(a.0.stdout.take().unwrap()).lines();
+    let started = |line: &str| line.contains("stage_progress") && line.contains("\"tiger\"");
+    assert!(lines.any(|line| started(&line.unwrap())), "the training did not start");
+    // Somebody has to go on reading.
+    std::thread::spawn(move || lines.count());
+    a
+}
+
+/// Nobody waits for the lease of a process of this machine that is gone.
+#[test]
+fn a_killed_owner_is_overtaken_at_once() {
+    let (sluice, mut arguments) = quickstart();
+    arguments.extend(["--lease=1h", "--checkpoint-every=20ms"]);
+    let long = [
+        &arguments[..],
+        &["--set=tiger.max_steps=100000", "--set=tiger.patience=100000"],
+    ]
+    .concat();
+    let mut a = training(&sluice, &long);
+    let mut b = sluice.command(&long);
+    let mut b = Started(b.stderr(Stdio::null()).spawn().unwrap());
+    let mut lines = BufReader::new(b.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("stage_waiting") && line.contains("\"tiger\"")));
+    a.send("-KILL");
+    let start = Instant::now();
+    wait(&mut a.0, Duration::from_secs(30));
+    assert!(lines.any(|line| line.contains("stage_started") && line.contains("\"tiger\"")));
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        start.elapsed()
+    );
+}
+
+/// What a dead process left goes even if its number is used again; what a living one works on stays.
+#[test]
+fn numbers_of_processes_are_used_again() {
+    let sluice = small();
+    sluice.succeed(&RUN);
+    let mine = Store::attempt_name("under-way");
+    let (stamp, rest) = mine.split_once('@').unwrap();
+    let earlier = format!("{}.1@{rest}", stamp.split_once('.').unwrap().0);
+    for attempt in [&mine, &earlier] {
+        std::fs::create_dir(sluice.path(".sluice/tmp").join(attempt)).unwrap();
+    }
+    sluice.succeed(&RUN);
+    assert_eq!(
+        entries(&sluice.path(".sluice/tmp")),
+        [sluice.path(".sluice/tmp").join(&mine)]
+    );
+}
+
 /// Stopped in the middle of a training, overtaken, and woken up.
 #[test]
 fn a_stopped_owner_is_overtaken() {
-    let (alone, arguments) = quickstart();
+    let (alone, mut arguments) = quickstart();
+    arguments.push("--lease=1s");
     let whole = Whole::of(&alone, &arguments);
     let (sluice, _) = quickstart();
-    let mut a = Started(sluice.command(&arguments).stderr(Stdio::null()).spawn().unwrap());
-    let mut lines = BufReader::new(a.0.stdout.take().unwrap()).lines();
-    let training = |line: &str| line.contains("stage_progress") && line.contains("\"tiger\"");
-    assert!(lines.any(|line| training(&line.unwrap())), "the training did not start");
+    let mut a = training(&sluice, &arguments);
     a.send("-STOP");
     a.until_stopped();
-    // Somebody has to go on reading.
-    std::thread::spawn(move || lines.count());
 
     // Those who only look do not wait.
     let plan = sluice.succeed(&[&["plan", "quickstart.yaml"], &TINY[..]].concat());
@@ -143,7 +194,7 @@ fn a_stopped_owner_is_overtaken() {
 #[test]
 fn an_owner_stopped_while_it_publishes_is_overtaken() {
     let whole = Whole::of(&small(), &RUN);
-    let steps = steps(&RUN);
+    let steps = steps(&small(), &RUN);
     let nth = |name: &str, start: &str, n: usize| {
         let matching = steps
             .iter()
