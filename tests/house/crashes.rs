@@ -256,8 +256,8 @@ impl Tally {
     }
 }
 
-/// Runs that were killed are told as such, and the last one is done.
-fn history(sluice: &Sluice) -> Result<(), String> {
+/// The last run is done, and no other is told to be under way.
+pub fn history(sluice: &Sluice) -> Result<(), String> {
     let mut runs = entries(&sluice.path(".sluice/runs"));
     runs.sort();
     let last = runs.pop().ok_or("no run")?;
@@ -272,9 +272,8 @@ fn history(sluice: &Sluice) -> Result<(), String> {
     }
     for run in runs {
         // One that was killed after its last word is done.
-        match state(&run)?.as_str() {
-            "killed" | "done" => {}
-            other => return Err(format!("run {} is {other}", run.display())),
+        if state(&run)? == "running" {
+            return Err(format!("run {} is running", run.display()));
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::crashes::{RUN, Whole, faulty, small, sound, steps};
+use crate::crashes::{RUN, Whole, faulty, history, small, sound, steps};
 use crate::sluice::{Done, Sluice, TINY, files, recipe};
 
 /// A file system mounted for a test.
@@ -51,6 +51,7 @@ fn heals(sluice: &Sluice, arguments: &[&str], whole: &Whole, what: &str) {
     sluice.succeed(arguments);
     assert!(sluice.objects() == whole.objects, "{what}: other bytes");
     assert!(sluice.is_tidy(), "{what}: {:?}", sluice.unfinished());
+    history(sluice).unwrap_or_else(|reason| panic!("{what}: {reason}"));
 }
 
 #[test]
