@@ -134,6 +134,8 @@ pub struct Store {
     verified: Arc<Mutex<HashSet<String>>>,
     /// Keys that the remote store was asked for in vain: every question is a request.
     asked: Arc<Mutex<HashSet<String>>>,
+    /// Held while an artifact is fetched: workers that read the same one need it once.
+    fetching: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -179,6 +181,7 @@ impl Store {
             remote: None,
             verified: Arc::default(),
             asked: Arc::default(),
+            fetching: Arc::default(),
         }
     }
 
@@ -325,15 +328,19 @@ impl Store {
     pub fn quarantine(&self, digest: &str) -> Result<()> {
         let name = Self::attempt_name(&format!("damaged-{}", &digest[..digest.len().min(16)]));
         let target = self.attempt_folder(&name);
-        let moved = self.disk.rename(&self.object(digest), &target);
-        moved.map_err(|error| Error::io("move away", &self.object(digest), &error))?;
-        self.discard(&name);
+        match self.disk.rename(&self.object(digest), &target) {
+            Ok(()) => self.discard(&name),
+            // Another worker found it, too.
+            Err(_) if self.disk.list(&self.object(digest)).is_err() => {}
+            Err(error) => return Err(Error::io("move away", &self.object(digest), &error)),
+        }
         Ok(())
     }
 
     /// Makes sure that an artifact is here, whole, and what its digest says. Compared once in the life of a process.
     fn ready(&self, digest: &str) -> Result<Manifest> {
         let path = self.object(digest).join("manifest.json");
+        let alone = self.remote.as_ref().map(|_| self.fetching.lock());
         if self.disk.length(&path).is_err()
             && let Some(remote) = &self.remote
         {
@@ -345,6 +352,7 @@ impl Store {
             self.discard(&attempt);
             fetched?;
         }
+        drop(alone);
         let manifest: Manifest = self.json(&path).map_err(|error| match self.object(digest).exists() {
             true => error,
             false => Error::data("missing-artifact", format!("artifact {digest} is not in the store"))
