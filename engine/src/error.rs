@@ -110,6 +110,10 @@ impl Error {
 
     /// A failed file operation: `action` is a verb such as `read`.
     pub fn io(action: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::of_io(error, format!("cannot {action} \"{}\": {error}", path.display()))
+    }
+
+    fn of_io(error: &std::io::Error, message: String) -> Self {
         let (kind, code) = match error.kind() {
             std::io::ErrorKind::NotFound => (Kind::User, "file-not-found"),
             std::io::ErrorKind::PermissionDenied => (Kind::User, "permission-denied"),
@@ -117,7 +121,12 @@ impl Error {
             std::io::ErrorKind::ReadOnlyFilesystem => (Kind::Device, "read-only"),
             _ => (Kind::Device, "io"),
         };
-        Self::new(kind, code, format!("cannot {action} \"{}\": {error}", path.display()))
+        let told = Self::new(kind, code, message);
+        match code {
+            "disk-full" => told.hint("make room and run the same command again: it goes on with what is finished"),
+            "read-only" => told.hint("--store says where artifacts are kept"),
+            _ => told,
+        }
     }
 
     /// Sets the place to a line of a file.
@@ -184,13 +193,20 @@ impl std::error::Error for Error {}
 
 impl From<arrow::error::ArrowError> for Error {
     fn from(error: arrow::error::ArrowError) -> Self {
-        Error::internal(format!("arrow: {error}"))
+        match &error {
+            arrow::error::ArrowError::IoError(_, cause) => Error::of_io(cause, format!("arrow: {error}")),
+            _ => Error::internal(format!("arrow: {error}")),
+        }
     }
 }
 
 impl From<parquet::errors::ParquetError> for Error {
     fn from(error: parquet::errors::ParquetError) -> Self {
-        Error::internal(format!("parquet: {error}"))
+        let cause = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<std::io::Error>());
+        match cause {
+            Some(cause) => Error::of_io(cause, format!("parquet: {error}")),
+            None => Error::internal(format!("parquet: {error}")),
+        }
     }
 }
 

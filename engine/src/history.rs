@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -102,16 +102,16 @@ impl RunRecord {
     }
 }
 
-/// A run's record. What a run that has not ended has done so far is read from its events.
+/// A run's record. Keys are written into it when the run ends; until then its events tell which stages are done.
 pub fn read(store: &Store, run: &str) -> Result<RunRecord> {
     let mut record: RunRecord = store.json(&store.run_folder(run).join("run.json"))?;
     if record.state == RunState::Running {
-        for entry in events(store, run) {
-            if let Event::StageFinished { stage, key, .. } | Event::StageReused { stage, key, .. } = entry.event {
-                record.last.insert(stage.clone(), key.clone());
-                record.keys.insert(stage, key);
-            }
-        }
+        let done = |(stage, summary): (String, StageSummary)| {
+            let done = matches!(summary.outcome, "ran" | "reused");
+            Some((stage, summary.key.filter(|_| done)?))
+        };
+        record.keys = summary(&events(store, run)).into_iter().filter_map(done).collect();
+        record.last.extend(record.keys.clone());
     }
     Ok(record)
 }
@@ -171,18 +171,36 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }
 
-/// Closes runs whose process was killed, by the names of what they left in `tmp/`.
-pub(crate) fn close(store: &Store, runs: &[String]) {
-    for run in runs {
-        let Ok(mut record) = read(store, run) else { continue };
-        if record.state_now() == RunState::Killed {
-            let ended = events(store, run).last().map_or(record.started, |entry| entry.at);
-            record.seconds = ended.saturating_sub(record.started) as f64 / 1000.0;
-            record.state = RunState::Killed;
-            // History is for people: if it cannot be written, the next run tries again.
-            let _ = write(store, &record).and_then(|()| write_tables(store, run));
+/// Closes runs whose process is gone, by the signs that they left in `tmp/`. A sign goes last: if this process is killed
+/// here, the next run tries again.
+pub(crate) fn close(store: &Store, abandoned: &[(String, PathBuf)]) {
+    for (run, sign) in abandoned {
+        let closed = match read(store, run) {
+            Ok(record) if record.state == RunState::Running => end(store, record),
+            Ok(_) => Ok(()),
+            // It was killed before it had a record.
+            Err(error) if error.code == "file-not-found" => {
+                let folder = store.run_folder(run);
+                match store.disk().list(&folder) {
+                    Ok(_) => store.disk().remove_folder(&folder).map_err(|error| Error::io("remove", &folder, &error)),
+                    Err(_) => Ok(()),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        // History is for people: if it cannot be written, the next run tries again.
+        if closed.is_ok() {
+            let _ = store.disk().remove(sign);
         }
     }
+}
+
+/// Writes what its events tell of a run that was killed.
+fn end(store: &Store, mut record: RunRecord) -> Result<()> {
+    let ended = events(store, &record.run).last().map_or(record.started, |entry| entry.at);
+    record.seconds = ended.saturating_sub(record.started) as f64 / 1000.0;
+    record.state = RunState::Killed;
+    write_tables(store, &record.run).and_then(|()| write(store, &record))
 }
 
 /// What became of a stage in a run.

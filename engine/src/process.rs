@@ -40,6 +40,21 @@ impl Process {
     }
 }
 
+/// A name for this process on this machine, for files: `<pid>.<began>`.
+pub fn stamp() -> String {
+    let pid = std::process::id();
+    format!("{pid}.{}", began(pid).unwrap_or(0))
+}
+
+/// Whether a process of this machine with this stamp is gone. A number that is used again is another process.
+pub fn is_stamp_of_the_gone(stamp: &str) -> bool {
+    let parse = || {
+        let (pid, began) = stamp.split_once('.')?;
+        Some((pid.parse::<u32>().ok()?, began.parse::<u64>().ok()?))
+    };
+    began(std::process::id()).is_some() && parse().is_some_and(|(pid, since)| began(pid) != Some(since))
+}
+
 /// The name of this machine, as far as a file name can hold it.
 pub fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -92,6 +107,8 @@ mod tests {
             ..earlier
         };
         assert!(!elsewhere.is_gone());
+        assert!(!is_stamp_of_the_gone(&stamp()) && !is_stamp_of_the_gone("of nobody"));
+        assert!(is_stamp_of_the_gone(&format!("{}.1", here.pid)), "the same number, begun at another time");
         assert!(resident() > 1 << 20 && cpu_seconds() > 0.0);
     }
 }

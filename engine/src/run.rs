@@ -158,8 +158,19 @@ pub fn run(
     history::close(store, &store.discard_abandoned());
     let run = run_name();
     let start = Instant::now();
-    let mut record = begin(&graph, plan, store, options, &run).map_err(one)?;
+    // Before the record, so that no record is left without somebody to close it.
     let sign = Sign::hang(store, &run);
+    let mut record = match begin(&graph, plan, store, options, &run) {
+        Ok(record) => record,
+        Err(error) => {
+            // It never began. What cannot be removed here is closed by the next run.
+            let folder = store.run_folder(&run);
+            if store.disk().list(&folder).is_err() || store.disk().remove_folder(&folder).is_ok() {
+                sign.take_down();
+            }
+            return Err(one(error));
+        }
+    };
     // Events leave the workers through a channel, so that a slow terminal cannot hold up the dataflow.
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut teller = Teller::new(store, &run, sender);
@@ -229,10 +240,11 @@ pub fn run(
     Teller::new(store, &run, sender).tell(vec![finished]);
     last.iter().for_each(|event| watch.event(&event));
     let written = history::write(store, &record).and_then(|()| history::write_tables(store, &run));
-    if let Err(error) = written {
-        state.errors.push(error);
+    match written {
+        Ok(()) => sign.take_down(),
+        // The sign stays, so that the next run closes this one.
+        Err(error) => state.errors.push(error),
     }
-    drop(sign);
     if !state.errors.is_empty() {
         return Err(std::mem::take(&mut state.errors));
     }
@@ -275,7 +287,7 @@ fn begin(graph: &Graph, plan: &Plan, store: &Store, options: &Options, run: &str
     Ok(record)
 }
 
-/// A sign in `tmp/` that a run is under way: what is left of it when its process is killed tells the next run.
+/// A sign in `tmp/` that the record of a run is not final: the next run closes it when the process is gone.
 struct Sign<'a> {
     store: &'a Store,
     path: PathBuf,
@@ -288,10 +300,8 @@ impl<'a> Sign<'a> {
         let _ = store.disk().write(&path, &[]);
         Sign { store, path }
     }
-}
 
-impl Drop for Sign<'_> {
-    fn drop(&mut self) {
+    fn take_down(self) {
         let _ = self.store.disk().remove(&self.path);
     }
 }

@@ -29,7 +29,7 @@ use crate::disk::{Disk, Os};
 use crate::error::{Error, Result};
 use crate::key::{Preimage, digest};
 use crate::operator::Notes;
-use crate::process::host;
+use crate::process::{host, is_stamp_of_the_gone, stamp};
 use crate::table::{Shape, Table, read_part};
 
 /// What a finished stage left: the record of a key.
@@ -134,7 +134,7 @@ pub struct Store {
     verified: Arc<Mutex<HashSet<String>>>,
     /// Keys that the remote store was asked for in vain: every question is a request.
     asked: Arc<Mutex<HashSet<String>>>,
-    /// Held while an artifact is fetched: several workers may want the same one.
+    /// Held while an artifact is fetched: workers that read the same one need it once.
     fetching: Arc<Mutex<()>>,
 }
 
@@ -335,19 +335,21 @@ impl Store {
     pub fn quarantine(&self, digest: &str) -> Result<()> {
         let name = Self::attempt_name(&format!("damaged-{}", &digest[..digest.len().min(16)]));
         let target = self.attempt_folder(&name);
-        let moved = self.disk.rename(&self.object(digest), &target);
-        moved.map_err(|error| Error::io("move away", &self.object(digest), &error))?;
-        self.discard(&name);
+        match self.disk.rename(&self.object(digest), &target) {
+            Ok(()) => self.discard(&name),
+            // Another worker found it, too.
+            Err(_) if self.disk.list(&self.object(digest)).is_err() => {}
+            Err(error) => return Err(Error::io("move away", &self.object(digest), &error)),
+        }
         Ok(())
     }
 
     /// Makes sure that an artifact is here, whole, and what its digest says. Compared once in the life of a process.
     fn ready(&self, digest: &str) -> Result<Manifest> {
         let path = self.object(digest).join("manifest.json");
+        let alone = self.remote.as_ref().map(|_| self.fetching.lock());
         if self.disk.length(&path).is_err()
             && let Some(remote) = &self.remote
-            && let _one = self.fetching.lock()
-            && self.disk.length(&path).is_err()
         {
             let attempt = Self::attempt_name(&format!("fetch-{}", &digest[..digest.len().min(16)]));
             let folder = self.attempt_folder(&attempt).join("object");
@@ -357,6 +359,7 @@ impl Store {
             self.discard(&attempt);
             fetched?;
         }
+        drop(alone);
         let manifest: Manifest = self.json(&path).map_err(|error| match self.object(digest).exists() {
             true => error,
             false => Error::data("missing-artifact", format!("artifact {digest} is not in the store"))
@@ -478,39 +481,39 @@ impl Store {
         }
     }
 
-    /// The name of an attempt by this process: `<pid>@<host>-<label>`.
+    /// The name of an attempt by this process: `<pid>.<began>@<host>-<label>`.
     pub fn attempt_name(label: &str) -> String {
         let label: String = label
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
             .collect();
-        format!("{}@{}-{label}", std::process::id(), host())
+        format!("{}@{}-{label}", stamp(), host())
     }
 
     /// What the name of the sign of a run begins with; see [`Store::discard_abandoned`].
     pub(crate) const RUN: &'static str = "run-";
 
-    /// Removes what processes of this machine that are gone left in `tmp/`; those of other hosts on a shared store stay.
-    /// Returns the names of runs among them.
-    pub fn discard_abandoned(&self) -> Vec<String> {
+    /// Removes what processes of this machine that are gone left in `tmp/` and `leases/`; those of other hosts on a shared
+    /// store stay. Returns the names of their runs, each with its sign, which goes when the run is closed.
+    pub fn discard_abandoned(&self) -> Vec<(String, PathBuf)> {
         let host = host();
         let mut runs = Vec::new();
         for name in self.disk.list(&self.root.join("tmp")).unwrap_or_default() {
-            let owner = name
-                .split_once('@')
-                .filter(|(_, rest)| rest.starts_with(&format!("{host}-")));
-            let pid = owner.and_then(|(pid, _)| pid.parse::<u32>().ok());
-            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists() && Path::new("/proc/self").exists()) {
-                self.discard(&name);
-                // What is no folder: a file on its way to somewhere else.
-                let file = self.attempt_folder(&name);
-                if file.is_file() {
-                    let _ = self.disk.remove(&file);
-                }
-                let sign = name.split_once(&format!("@{host}-{}", Self::RUN));
-                runs.extend(sign.map(|(_, run)| run.to_string()));
+            let Some((stamp, rest)) = name.split_once('@') else { continue };
+            let label = rest.strip_prefix(&host).and_then(|rest| rest.strip_prefix('-'));
+            let Some(label) = label.filter(|_| is_stamp_of_the_gone(stamp)) else { continue };
+            let path = self.attempt_folder(&name);
+            if let Some(run) = label.strip_prefix(Self::RUN) {
+                runs.push((run.to_string(), path));
+                continue;
+            }
+            self.discard(&name);
+            // What is no folder: a file on its way to somewhere else.
+            if path.is_file() {
+                let _ = self.disk.remove(&path);
             }
         }
+        lease::discard_abandoned(self);
         runs
     }
 

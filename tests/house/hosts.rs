@@ -220,6 +220,7 @@ fn told(sluice: &Sluice) -> Done {
         .join("\n");
     Done {
         code: 0,
+        signal: None,
         out,
         err: String::new(),
         seconds: 0.0,

@@ -1,6 +1,7 @@
 //! Runs the real binary in a folder of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub struct Sluice {
 pub struct Done {
     /// The exit code; -1 if a signal ended it.
     pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
     /// What it printed.
     pub out: String,
     /// What it told on stderr.
@@ -79,11 +82,12 @@ impl Sluice {
     pub fn record(&self, stage: &str) -> Value {
         let mut runs: Vec<PathBuf> = entries(&self.path(".sluice/runs"));
         runs.sort();
-        let text = std::fs::read_to_string(runs.last().unwrap().join("run.json")).unwrap();
-        let run: Value = serde_json::from_str(&text).unwrap();
-        let key = run["keys"][stage].as_str().unwrap_or_else(|| panic!("no stage {stage} in {text}"));
-        let record = std::fs::read_to_string(self.path(&format!(".sluice/keys/{key}.json"))).unwrap();
-        serde_json::from_str(&record).unwrap()
+        let read = |path: &Path| -> Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+        let run = read(&runs.last().unwrap().join("run.json"));
+        let key = run["keys"][stage]
+            .as_str()
+            .unwrap_or_else(|| panic!("no stage {stage} in {run}"));
+        read(&self.path(&format!(".sluice/keys/{key}.json")))
     }
 
     /// Rows of an output in the newest run.
@@ -94,6 +98,34 @@ impl Sluice {
     /// Files of attempts.
     pub fn unfinished(&self) -> Vec<PathBuf> {
         files(&self.path(".sluice/tmp"))
+    }
+
+    /// The journal of every run, oldest run first: every line that is whole.
+    pub fn journals(&self) -> Vec<Vec<Value>> {
+        let mut runs: Vec<PathBuf> = entries(&self.path(".sluice/runs"));
+        runs.sort();
+        let journal = |run: &PathBuf| {
+            let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+            text.lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect()
+        };
+        runs.iter().map(journal).collect()
+    }
+
+    /// Every record of a key: name and content.
+    pub fn records(&self) -> BTreeMap<String, String> {
+        let read = |path: PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy().to_string();
+            (name, std::fs::read_to_string(&path).unwrap())
+        };
+        entries(&self.path(".sluice/keys")).into_iter().map(read).collect()
+    }
+
+    /// Nothing is under way: no attempt, no lease.
+    pub fn is_tidy(&self) -> bool {
+        let empty = |folder: &str| entries(&self.path(folder)).is_empty();
+        empty(".sluice/tmp") && empty(".sluice/leases")
     }
 
     /// Operators that have a published key.
@@ -155,6 +187,7 @@ pub fn finish(mut command: Command) -> Done {
     let output = command.output().unwrap();
     Done {
         code: output.status.code().unwrap_or(-1),
+        signal: output.status.signal(),
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
         seconds: start.elapsed().as_secs_f64(),

@@ -172,6 +172,19 @@ impl Drop for Leases {
     }
 }
 
+/// Removes leases of processes of this machine that are gone. Whoever works on the same stage would take them over, but
+/// nobody asks for the lease of a stage that was published just before its process was killed.
+pub(super) fn discard_abandoned(store: &Store) {
+    let folder = store.root().join("leases");
+    for name in store.disk().list(&folder).unwrap_or_default() {
+        let path = folder.join(name);
+        let content = store.disk().read(&path).unwrap_or_default();
+        if serde_json::from_slice::<Holder>(&content).is_ok_and(|holder| holder.process.is_gone()) {
+            let _ = store.disk().remove(&path);
+        }
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -300,6 +313,12 @@ mod tests {
         let leases = Leases::new(&store, "b", Duration::from_secs(3600));
         assert_eq!(leases.claim("k").unwrap(), Claim::Held);
         assert!(folder.path().join("leases/k.8").exists() && !path.exists());
+
+        // One that nobody asks for goes, too; one that is held stays.
+        let path = folder.path().join("leases/done.3");
+        std::fs::write(&path, serde_json::to_string(&dead).unwrap()).unwrap();
+        assert!(store.discard_abandoned().is_empty());
+        assert!(leases.holds("k") && !path.exists());
     }
 
     #[test]
