@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use sluice_engine::Error;
+use sluice_engine::cause::what;
 use sluice_engine::graph::Graph;
 use sluice_engine::key::Reason;
-use sluice_engine::plan::{Action, Plan, Selection};
+use sluice_engine::plan::{Plan, Selection};
 use sluice_engine::run::plan_over;
 use sluice_engine::spec::{Overrides, Spec};
 use sluice_engine::store::Store;
@@ -70,7 +71,13 @@ pub fn plan(command: &arguments::Plan) -> Result<(), Vec<Error>> {
     let checked = load(&command.pipeline)?;
     let store = store_of(&command.pipeline).map_err(|error| vec![error])?;
     let plan = planned(&checked, &store, &command.choice)?;
-    if command.json {
+    if let Some(file) = &command.html {
+        let page = crate::page::page(&checked.graph, &plan);
+        std::fs::write(file, page).map_err(|error| vec![Error::io("write", file, &error)])?;
+        say!("{}: {} stages", file.display(), plan.stages.len());
+    } else if command.mermaid {
+        say!("{}", crate::picture::mermaid(&plan).trim_end());
+    } else if command.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| vec![Error::internal(error.to_string())])?;
         say!("{text}");
     } else {
@@ -127,13 +134,7 @@ pub fn within(plan: &Plan, most: Option<f64>) -> Result<(), Vec<Error>> {
 fn print(graph: &Graph, plan: &Plan) {
     let width = plan.stages.iter().map(|stage| stage.stage.len()).max().unwrap_or(0);
     for stage in &plan.stages {
-        let action = match stage.action {
-            Action::Reuse => "reuse",
-            Action::Run => "run",
-            Action::RunUnlessEqual => "run unless inputs come out equal",
-            Action::Accept => "keep",
-            Action::Skip => "left out",
-        };
+        let action = what(stage.action);
         let because: Vec<String> = stage.because.iter().map(Reason::to_string).collect();
         let because = match because.is_empty() {
             true => String::new(),

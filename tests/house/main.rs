@@ -4,6 +4,7 @@ mod bad_input;
 mod bytes;
 mod command_line;
 mod compares;
+mod history;
 mod hosts;
 mod interrupts;
 mod raw_reviews;
