@@ -81,8 +81,9 @@ impl Sluice {
         runs.sort();
         let text = std::fs::read_to_string(runs.last().unwrap().join("run.json")).unwrap();
         let run: Value = serde_json::from_str(&text).unwrap();
-        assert!(run["records"][stage].is_object(), "no stage {stage} in {text}");
-        run["records"][stage].clone()
+        let key = run["keys"][stage].as_str().unwrap_or_else(|| panic!("no stage {stage} in {text}"));
+        let record = std::fs::read_to_string(self.path(&format!(".sluice/keys/{key}.json"))).unwrap();
+        serde_json::from_str(&record).unwrap()
     }
 
     /// Rows of an output in the newest run.

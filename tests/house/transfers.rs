@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use sluice_engine::key::Preimage;
-use sluice_engine::store::{KeyRecord, Manifest, Remote, Store, folder_entries};
+use sluice_engine::store::{KeyRecord, Manifest, Remote, Store};
 use sluice_remote::{Options, RemoteStore};
 use tempfile::TempDir;
 
@@ -31,7 +31,7 @@ fn publish(store: &Store, name: &str, content: &[(&str, &[u8])]) -> KeyRecord {
     });
     let preimage: Preimage = serde_json::from_value(preimage).unwrap();
     let manifest = json!({
-        "digest": "", "layout": "files", "schema": [], "rows": 0, "files": folder_entries(&folder).unwrap(),
+        "digest": "", "layout": "files", "schema": [], "rows": 0, "files": store.folder_entries(&folder).unwrap(),
         "port": "out", "preimage": preimage, "stage": name, "run": "r", "seconds": 1.0, "notes": {}, "software": "0",
     });
     let manifest: Manifest = serde_json::from_value(manifest).unwrap();
@@ -41,7 +41,7 @@ fn publish(store: &Store, name: &str, content: &[(&str, &[u8])]) -> KeyRecord {
         "seconds": 1.0, "busy_seconds": 1.0, "notes": {}, "run": "r",
     });
     let record: KeyRecord = serde_json::from_value(record).unwrap();
-    store.publish_record(&record, &attempt).unwrap();
+    store.publish_record(&record, &attempt, false).unwrap();
     store.discard(&attempt);
     record
 }
