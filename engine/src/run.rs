@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Watch};
 use crate::graph::{Graph, Stage};
 use crate::history::{self, RunRecord, RunState, last_run, now};
@@ -83,6 +83,14 @@ pub struct Outcome {
     pub ran: usize,
     /// Stages that were reused.
     pub reused: usize,
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let mut text = f.debug_struct("Outcome");
+        text.field("run", &self.run).field("ran", &self.ran).field("reused", &self.reused);
+        text.finish_non_exhaustive()
+    }
 }
 
 /// Plans a pipeline over a store.
@@ -199,10 +207,11 @@ pub fn run(
     state.discard_attempts();
     let records = state.records();
     record.seconds = start.elapsed().as_secs_f64();
-    record.state = match (state.errors.is_empty(), options.cancel.is_cancelled()) {
-        (true, _) => RunState::Done,
-        (false, true) => RunState::Interrupted,
-        (false, false) => RunState::Failed,
+    // A failed stage cancels the others, so that the sign alone does not tell who wanted the end.
+    record.state = match state.errors.first() {
+        None => RunState::Done,
+        Some(error) if error.kind == Kind::Interrupted => RunState::Interrupted,
+        Some(_) => RunState::Failed,
     };
     record.keys = records.iter().map(|(stage, record)| (stage.clone(), record.key.clone())).collect();
     record.last.extend(record.keys.clone());

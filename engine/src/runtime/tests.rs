@@ -10,12 +10,12 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Resources;
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::graph::Graph;
 use crate::harness;
-use crate::operator::{BLOCKS, Binding, Bound, Cancel, Context, Distribution, Input, OUT, Operator, Registry, Source};
+use crate::operator::{BLOCKS, Binding, Bound, Context, Distribution, Input, OUT, Operator, Registry, Source};
+use crate::plan::Selection;
 use crate::run::{Options, Outcome, plan_over, run};
 use crate::spec::{Overrides, Spec};
 use crate::store::Store;
@@ -241,17 +241,9 @@ fn execute(store: &Path, yaml: &str, workers: usize, memory: usize) -> Result<(O
     let store = Store::open(store).map_err(|error| vec![error])?;
     let spec = Spec::parse("p.yaml", yaml, &Overrides::default())?;
     let graph = Graph::build(&spec, &registry(), Path::new("."))?;
-    let plan = plan_over(&graph, &store, Path::new("."), &[]).map_err(|error| vec![error])?;
-    let options = Options {
-        resources: Resources {
-            workers,
-            hosts: None,
-            memory,
-        },
-        data_root: ".".into(),
-        forced: Vec::new(),
-        cancel: Cancel::default(),
-    };
+    let plan = plan_over(&graph, &store, Path::new("."), &Selection::default())?;
+    let mut options = Options::new(workers, Path::new("."));
+    options.resources.memory = memory;
     let outcome = run(graph, &plan, &store, &options, &mut |_: &Event| {})?;
     Ok((outcome.expect("the first process has an outcome"), store))
 }
@@ -380,9 +372,13 @@ fn a_damaged_part_is_noticed() {
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "parquet"))
         .unwrap();
-    let bytes = std::fs::read(&part).unwrap();
-    std::fs::write(&part, &bytes[..bytes.len() / 2]).unwrap();
+    let mut bytes = std::fs::read(&part).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&part, &bytes).unwrap();
     let changed = PIPELINE.replace("op: first, input: some }", "op: first, input: some, bad: 1000 }");
     let errors = execute(folder.path(), &changed, 1, usize::MAX).unwrap_err();
     assert_eq!(errors[0].code, "damaged-artifact", "{errors:?}");
+    // It is out of the way, so the next run makes it anew.
+    let (healed, _) = execute(folder.path(), &changed, 1, usize::MAX).unwrap();
+    assert_eq!(&healed.records["some"].outputs[OUT], digest);
 }
