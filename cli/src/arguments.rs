@@ -1,8 +1,12 @@
 //! The command line.
 
+mod past;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use past::{Diff, Gc, Logs, Pin, Runs, Store, StoreCommand, Verify, Why};
 
 /// Generative-recommendation experiments as dataflow.
 ///
@@ -33,6 +37,24 @@ pub enum Command {
     Show(Show),
     /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
     Compare(Compare),
+    /// Say why a stage runs, or ran: what changed, followed upstream to the roots
+    Why(Why),
+    /// Show what differs between two runs: configs, rows, columns, values of small tables
+    Diff(Diff),
+    /// List the runs of the store, the newest first
+    Runs(Runs),
+    /// Print what happened in a run, line by line
+    Logs(Logs),
+    /// Keep everything of a run, whatever gc removes
+    Pin(Pin),
+    /// Keep a run no longer than any other
+    Unpin(Pin),
+    /// Say what of the store no newest or pinned run needs; --yes removes it
+    Gc(Gc),
+    /// Look after the store
+    Store(Store),
+    /// Run a sample of stages again and compare what they make with what is in the store
+    Verify(Verify),
     /// Copy results to a remote store: a folder or a bucket
     Push(Push),
     /// Copy results from a remote store, checked and whole
@@ -72,13 +94,19 @@ pub struct Plan {
     #[command(flatten)]
     pub choice: Choice,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["mermaid", "html"])]
     pub json: bool,
+    /// Print a flowchart for Mermaid
+    #[arg(long, conflicts_with = "html")]
+    pub mermaid: bool,
+    /// Write a page with the graph and the table of stages; it needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// What to run of a pipeline. STAGE may name one instance of a sweep, such as "tiger[size=13m,seed=2]", or all that
 /// agree with it: tiger, "tiger[size=13m]".
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Choice {
     /// Run this stage even if its artifact is there (may be given again)
     #[arg(long, value_name = "STAGE")]
@@ -295,7 +323,9 @@ fn parse_time(text: &str) -> Result<f64, String> {
 /// `512M`, `4G`, `1048576`.
 fn parse_bytes(text: &str) -> Result<usize, String> {
     let bytes = sluice_engine::slots::bytes(text);
-    bytes.map(|bytes| bytes as usize).ok_or_else(|| "write a size such as 512M or 4G".to_string())
+    bytes
+        .map(|bytes| bytes as usize)
+        .ok_or_else(|| "write a size such as 512M or 4G".to_string())
 }
 
 #[cfg(test)]

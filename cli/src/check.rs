@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use sluice_engine::Error;
+use sluice_engine::cause::what;
 use sluice_engine::graph::Graph;
 use sluice_engine::key::Reason;
-use sluice_engine::plan::{Action, Plan, Selection};
+use sluice_engine::plan::{Plan, Selection};
 use sluice_engine::run::plan_over;
 use sluice_engine::spec::{Overrides, Spec};
 use sluice_engine::store::Store;
@@ -70,7 +71,13 @@ pub fn plan(command: &arguments::Plan) -> Result<(), Vec<Error>> {
     let checked = load(&command.pipeline)?;
     let store = store_of(&command.pipeline).map_err(|error| vec![error])?;
     let plan = planned(&checked, &store, &command.choice)?;
-    if command.json {
+    if let Some(file) = &command.html {
+        let page = crate::page::page(&checked.graph, &plan);
+        std::fs::write(file, page).map_err(|error| vec![Error::io("write", file, &error)])?;
+        say!("{}: {} stages", file.display(), plan.stages.len());
+    } else if command.mermaid {
+        say!("{}", crate::picture::mermaid(&plan).trim_end());
+    } else if command.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| vec![Error::internal(error.to_string())])?;
         say!("{text}");
     } else {
@@ -118,8 +125,15 @@ pub fn within(plan: &Plan, most: Option<f64>) -> Result<(), Vec<Error>> {
         .filter_map(|stage| Some((stage.stage.as_str(), stage.cost?.seconds)))
         .collect();
     costly.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let message = format!("the plan costs about {}, more than {}", seconds(total.seconds), seconds(most));
-    let lines = costly.iter().take(5).map(|(stage, cost)| format!("{stage}: {}", seconds(*cost)));
+    let message = format!(
+        "the plan costs about {}, more than {}",
+        seconds(total.seconds),
+        seconds(most)
+    );
+    let lines = costly
+        .iter()
+        .take(5)
+        .map(|(stage, cost)| format!("{stage}: {}", seconds(*cost)));
     let error = Error::user("too-costly", message).hint("raise --max-cost, or run a part with --until");
     Err(vec![lines.fold(error, Error::detail)])
 }
@@ -127,13 +141,7 @@ pub fn within(plan: &Plan, most: Option<f64>) -> Result<(), Vec<Error>> {
 fn print(graph: &Graph, plan: &Plan) {
     let width = plan.stages.iter().map(|stage| stage.stage.len()).max().unwrap_or(0);
     for stage in &plan.stages {
-        let action = match stage.action {
-            Action::Reuse => "reuse",
-            Action::Run => "run",
-            Action::RunUnlessEqual => "run unless inputs come out equal",
-            Action::Accept => "keep",
-            Action::Skip => "left out",
-        };
+        let action = what(stage.action);
         let because: Vec<String> = stage.because.iter().map(Reason::to_string).collect();
         let because = match because.is_empty() {
             true => String::new(),
@@ -190,7 +198,11 @@ pub fn preview(graph: &Graph, plan: &Plan) -> Option<String> {
         extent.trials, extent.instances, total.distinct
     );
     for (axis, stages) in &extent.reach {
-        let stages = if stages.is_empty() { "nothing".to_string() } else { stages.join(", ") };
+        let stages = if stages.is_empty() {
+            "nothing".to_string()
+        } else {
+            stages.join(", ")
+        };
         text.push_str(&format!("\n  {axis} reaches {stages}"));
     }
     Some(text)

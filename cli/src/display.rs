@@ -63,6 +63,26 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
+/// Milliseconds since 1970 as a date and a time of day, UTC: `2026-11-22 17:01:02`.
+pub fn when(milliseconds: u64) -> String {
+    let (year, month, day) = sluice_engine::run::civil((milliseconds / 86_400_000) as i64);
+    let seconds = milliseconds / 1000 % 86_400;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hours:02}:{minutes:02}:{seconds:02}")
+}
+
+/// A number to six significant digits, without zeros at its end.
+pub fn figure(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let digits = (5 - value.abs().log10().floor() as i32).clamp(0, 12) as usize;
+    match format!("{value:.digits$}") {
+        text if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+        text => text,
+    }
+}
+
 /// The first rows of a table as text.
 pub fn head(table: &Table, rows: usize) -> Result<String> {
     let mut batches = Vec::new();
@@ -120,5 +140,9 @@ mod tests {
         assert_eq!(count(12), "12");
         assert_eq!(seconds(200.0), "3 min 20 s");
         assert_eq!(bytes(4_200_000), "4.2 MB");
+        assert_eq!(when(1_795_366_862_123), "2026-11-22 17:01:02");
+        assert_eq!(figure(0.262_626_26), "0.262626");
+        assert_eq!(figure(1_234_567.5), "1234568");
+        assert_eq!(figure(-2.5), "-2.5");
     }
 }

@@ -3,18 +3,27 @@
 mod arguments;
 mod check;
 mod compare;
+mod diff;
 mod display;
 #[cfg(test)]
 mod docs;
+mod gc;
+mod logs;
 mod ops;
+mod page;
 mod panics;
+mod picture;
+mod pin;
 mod progress;
 mod remote;
 mod run;
 mod runs;
 mod schema;
 mod show;
+mod store;
 mod typeset;
+mod verify;
+mod why;
 
 use clap::Parser;
 use sluice_engine::Error;
@@ -31,6 +40,15 @@ fn main() {
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
         Command::Compare(command) => compare::compare(command),
+        Command::Why(command) => why::why(command),
+        Command::Diff(command) => diff::diff(command),
+        Command::Runs(command) => runs::list(command),
+        Command::Logs(command) => logs::logs(command),
+        Command::Pin(command) => pin::pin(command, true),
+        Command::Unpin(command) => pin::pin(command, false),
+        Command::Gc(command) => gc::gc(command),
+        Command::Store(command) => store::store(command),
+        Command::Verify(command) => verify::verify(command),
         Command::Push(command) => remote::push(command),
         Command::Pull(command) => remote::pull(command),
     };

@@ -162,11 +162,7 @@ fn line(event: &Event) -> Option<String> {
         Event::StageWaiting { stage, holder } => Some(format!("{stage:<16} waits: {holder} works on it")),
         Event::StageLost { stage } => Some(format!("{stage:<16} was taken over while this process was stopped")),
         Event::StageBlocked { stage, failed } => Some(format!("{stage:<16} not run: {failed} failed")),
-        Event::StageVerified {
-            stage,
-            agrees,
-            outputs,
-        } => {
+        Event::StageVerified { stage, agrees, outputs } => {
             let word = if *agrees { "agrees" } else { "DIFFERS" };
             let outputs: Vec<String> = outputs.iter().map(|(port, how)| format!("{port}: {how}")).collect();
             Some(format!("{stage:<16} {word}: {}", outputs.join("; ")))

@@ -138,7 +138,9 @@ pub fn store_of(pipeline: &arguments::Pipeline) -> Result<Store> {
     let store = match std::env::var("SLUICE_FAULT") {
         // For tests of what a crash or a full disk leaves: "kill@17" and the like, see the engine's `disk`.
         Ok(fault) => {
-            let fault = fault.parse().map_err(|message: String| Error::user("bad-fault", message))?;
+            let fault = fault
+                .parse()
+                .map_err(|message: String| Error::user("bad-fault", message))?;
             Store::open_on(&pipeline.store, Arc::new(Faulty::new(fault)))?
         }
         Err(_) => Store::open(&pipeline.store)?,

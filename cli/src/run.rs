@@ -27,7 +27,9 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     within(&plan, command.choice.max_cost)?;
     if let Some(shown) = command.plan.as_ref().filter(|shown| **shown != plan.fingerprint()) {
         let message = format!("the plan is {} now, not {shown}", plan.fingerprint());
-        return Err(vec![Error::user("plan-changed", message).hint("look at \"sluice plan\" again")]);
+        return Err(vec![
+            Error::user("plan-changed", message).hint("look at \"sluice plan\" again"),
+        ]);
     }
     if !command.quiet
         && !command.json
@@ -131,7 +133,9 @@ fn changes(command: &arguments::Run) -> Vec<String> {
         ("only", &choice.only),
         ("accept", &choice.accept),
     ];
-    let given = lists.into_iter().flat_map(|(flag, values)| values.iter().map(move |value| format!("--{flag}={value}")));
+    let given = lists
+        .into_iter()
+        .flat_map(|(flag, values)| values.iter().map(move |value| format!("--{flag}={value}")));
     given.collect()
 }
 

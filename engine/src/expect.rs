@@ -59,7 +59,10 @@ fn one(expectation: &Map<String, Value>, outcome: &Outcome, store: &Store) -> Re
         [stage] if outcome.graph.stages[*stage].name == reference => (&outcome.graph.stages[*stage], None),
         [stage] => (&outcome.graph.stages[*stage], parsed.port.as_deref()),
         many => {
-            let message = format!("\"{reference}\" means {} instances, an expectation is about one", many.len());
+            let message = format!(
+                "\"{reference}\" means {} instances, an expectation is about one",
+                many.len()
+            );
             return Err(Error::user("bad-expectation", message).hint("write STAGE[AXIS=VALUE,...]"));
         }
     };

@@ -39,7 +39,9 @@ impl Gather {
 
     /// A gather over the points of instances: (axis, value) lists over the same axes.
     pub(crate) fn over(points: Vec<Vec<(String, Value)>>) -> Self {
-        let axes = points.first().map(|point| point.iter().map(|(axis, _)| axis.replace('.', "_")).collect());
+        let axes = points
+            .first()
+            .map(|point| point.iter().map(|(axis, _)| axis.replace('.', "_")).collect());
         Gather {
             axes: axes.unwrap_or_default(),
             points: points
@@ -102,7 +104,9 @@ impl Operator for Gather {
         };
         let names = |schema: &Schema| -> Vec<(String, DataType)> {
             let fields = schema.fields().iter();
-            fields.map(|field| (field.name().clone(), field.data_type().clone())).collect()
+            fields
+                .map(|field| (field.name().clone(), field.data_type().clone()))
+                .collect()
         };
         for port in binding.inputs() {
             if let Some(other) = binding.schema(port)
@@ -123,7 +127,12 @@ impl Operator for Gather {
             fields.push(Field::new(axis, self.kind(index), false));
         }
         // Facts of the data that travel as metadata may differ between instances, so they stay behind.
-        fields.extend(schema.fields().iter().map(|field| field.as_ref().clone().with_metadata(Default::default())));
+        fields.extend(
+            schema
+                .fields()
+                .iter()
+                .map(|field| field.as_ref().clone().with_metadata(Default::default())),
+        );
         Bound::whole().out(Shape::table(fields))
     }
 
@@ -133,10 +142,15 @@ impl Operator for Gather {
         let by_port: BTreeMap<String, usize> = (0..self.points.len()).map(|index| (Self::port(index), index)).collect();
         for (port, table) in inputs.iter() {
             context.check_cancelled()?;
-            let point = by_port.get(port).ok_or_else(|| Error::internal(format!("no point for \"{port}\"")))?;
+            let point = by_port
+                .get(port)
+                .ok_or_else(|| Error::internal(format!("no point for \"{port}\"")))?;
             let kinds = (0..self.axes.len()).map(|axis| Field::new(&self.axes[axis], self.kind(axis), false));
             let plain = table.schema()?;
-            let plain = plain.fields().iter().map(|field| field.as_ref().clone().with_metadata(Default::default()));
+            let plain = plain
+                .fields()
+                .iter()
+                .map(|field| field.as_ref().clone().with_metadata(Default::default()));
             let full = Arc::new(Schema::new(kinds.chain(plain).collect::<Vec<_>>()));
             for batch in table.batches()? {
                 let batch = batch?;

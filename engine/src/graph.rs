@@ -164,7 +164,10 @@ impl Graph {
         }
         let names = match instances.is_empty() {
             true => self.stages.iter().map(|stage| stage.base.as_str()).collect(),
-            false => instances.iter().map(|index| self.stages[*index].name.as_str()).collect::<Vec<_>>(),
+            false => instances
+                .iter()
+                .map(|index| self.stages[*index].name.as_str())
+                .collect::<Vec<_>>(),
         };
         let mut error = Error::user("unknown-stage", format!("unknown stage \"{name}\""));
         error.hint = did_you_mean(name, names.iter().copied());
@@ -244,7 +247,11 @@ impl<'a> Builder<'a> {
                 reached.map(|index| self.spec.stages[index].name.name.clone()).collect()
             };
             let axes = self.spec.sweep.axes.iter().enumerate();
-            let gathers = self.graph.stages.iter().filter(|stage| stage.entry.name == Gather::ENTRY);
+            let gathers = self
+                .graph
+                .stages
+                .iter()
+                .filter(|stage| stage.entry.name == Gather::ENTRY);
             self.graph.sweep = Some(Extent {
                 trials,
                 instances: gathers.count()
@@ -256,7 +263,9 @@ impl<'a> Builder<'a> {
                             false => trials,
                         })
                         .sum::<usize>(),
-                reach: axes.map(|(index, axis)| (axis.name.name.clone(), reach(index))).collect(),
+                reach: axes
+                    .map(|(index, axis)| (axis.name.name.clone(), reach(index)))
+                    .collect(),
             });
         }
     }
@@ -271,7 +280,9 @@ impl<'a> Builder<'a> {
         for (_, stage) in &template.variants {
             configs.push(self.config(stage));
             for (_, reference) in &stage.inputs {
-                let Some(&read) = self.position.get(reference.stage.as_str()) else { continue };
+                let Some(&read) = self.position.get(reference.stage.as_str()) else {
+                    continue;
+                };
                 gathered |= reference.select.gathers() || self.built[read].gathered;
                 axes.extend(self.followed(read, &reference.select));
             }
@@ -282,7 +293,9 @@ impl<'a> Builder<'a> {
             .flatten()
             .any(|config| config.seed.is_none() && config.operator.seeded());
         if draws {
-            axes.extend((0..spec.sweep.axes.len()).filter(|axis| spec.sweep.sets(*axis, |target| *target == Target::Seed)));
+            axes.extend(
+                (0..spec.sweep.axes.len()).filter(|axis| spec.sweep.sets(*axis, |target| *target == Target::Seed)),
+            );
         }
         let axes: Vec<usize> = axes.into_iter().collect();
         let mut built = Built {
@@ -291,7 +304,11 @@ impl<'a> Builder<'a> {
             gathered,
         };
         for point in spec.sweep.project(&axes) {
-            let own: Point = point.iter().copied().filter(|(axis, _)| template.axes.contains(axis)).collect();
+            let own: Point = point
+                .iter()
+                .copied()
+                .filter(|(axis, _)| template.axes.contains(axis))
+                .collect();
             let variant = template.variants.iter().position(|(variant, _)| *variant == own);
             let instance = variant.and_then(|variant| {
                 let config = configs[variant].as_ref();
@@ -308,7 +325,12 @@ impl<'a> Builder<'a> {
             let name = &self.spec.sweep.axes[axis].name.name;
             select.all || select.axes.iter().any(|(wanted, _)| wanted == name)
         };
-        self.built[read].axes.iter().copied().filter(|axis| !named(*axis)).collect()
+        self.built[read]
+            .axes
+            .iter()
+            .copied()
+            .filter(|axis| !named(*axis))
+            .collect()
     }
 
     fn instance(&mut self, stage: &StageSpec, config: Option<&Config>, point: &Point) -> Option<usize> {
@@ -324,12 +346,17 @@ impl<'a> Builder<'a> {
         {
             match value.value().as_u64() {
                 Some(value) => seed = value,
-                None => self.problem(value.span, Error::user("bad-value", "a seed is a whole number, 0 or more")),
+                None => self.problem(
+                    value.span,
+                    Error::user("bad-value", "a seed is a whole number, 0 or more"),
+                ),
             }
         }
         let bound = self.bind(stage, &config.operator, &edges);
         let sweep = &self.spec.sweep;
-        let labels = point.iter().map(|at| (sweep.axes[at.0].name.name.clone(), sweep.label(*at).clone()));
+        let labels = point
+            .iter()
+            .map(|at| (sweep.axes[at.0].name.name.clone(), sweep.label(*at).clone()));
         self.graph.stages.push(Stage {
             name: format!("{}{}", stage.name.name, sweep.suffix(point)),
             base: stage.name.name.clone(),
@@ -345,7 +372,12 @@ impl<'a> Builder<'a> {
         Some(self.graph.stages.len() - 1)
     }
 
-    fn bind(&mut self, stage: &StageSpec, operator: &Arc<dyn Instance>, edges: &[(String, Span, Option<Edge>)]) -> Bound {
+    fn bind(
+        &mut self,
+        stage: &StageSpec,
+        operator: &Arc<dyn Instance>,
+        edges: &[(String, Span, Option<Edge>)],
+    ) -> Bound {
         let shapes: BTreeMap<String, Shape> = edges
             .iter()
             .map(|(port, _, edge)| {
@@ -412,7 +444,11 @@ impl<'a> Builder<'a> {
                 }
                 path.push(next);
             };
-            let names: Vec<&str> = cycle.iter().rev().map(|&index| stages[index].name.name.as_str()).collect();
+            let names: Vec<&str> = cycle
+                .iter()
+                .rev()
+                .map(|&index| stages[index].name.name.as_str())
+                .collect();
             self.problem(
                 stages[cycle[0]].name.span,
                 Error::user(
@@ -532,12 +568,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Input ports with their spans; an edge that cannot be resolved is `None`, so that binding can go on.
-    fn edges(
-        &mut self,
-        stage: &StageSpec,
-        entry: &Entry,
-        point: &Point,
-    ) -> Vec<(String, Span, Option<Edge>)> {
+    fn edges(&mut self, stage: &StageSpec, entry: &Entry, point: &Point) -> Vec<(String, Span, Option<Edge>)> {
         let mut edges: Vec<(String, Span, Option<Edge>)> = Vec::new();
         let any = entry.inputs.iter().any(|input| input.name == ANY);
         let named: Vec<&str> = entry
@@ -666,7 +697,10 @@ impl<'a> Builder<'a> {
         for (name, value) in &reference.select.axes {
             let axis = sweep.axis(name).filter(|axis| self.built[read].axes.contains(axis));
             let Some(axis) = axis else {
-                let axes = self.built[read].axes.iter().map(|axis| sweep.axes[*axis].name.name.as_str());
+                let axes = self.built[read]
+                    .axes
+                    .iter()
+                    .map(|axis| sweep.axes[*axis].name.name.as_str());
                 let axes: Vec<&str> = axes.collect();
                 let message = format!("axis \"{name}\" does not reach stage \"{}\"", reference.stage);
                 let mut error = Error::user("unknown-axis", message).detail(format!("these do: {}", list(&axes)));
@@ -691,7 +725,9 @@ impl<'a> Builder<'a> {
             let named = |(wanted, value): &(String, Option<String>)| wanted == name && value.is_none();
             reference.select.all || reference.select.axes.iter().any(named)
         };
-        let follows = point.iter().filter(|(axis, _)| !gathers(*axis) && !wanted.iter().any(|(known, _)| known == axis));
+        let follows = point
+            .iter()
+            .filter(|(axis, _)| !gathers(*axis) && !wanted.iter().any(|(known, _)| known == axis));
         let all: Point = wanted.iter().chain(follows).copied().collect();
         let agrees = |instance: &Point| {
             all.iter()
@@ -709,7 +745,10 @@ impl<'a> Builder<'a> {
             self.problem(reference.span, Error::user("no-instance", message).hint(hint));
         }
         // Instances that failed to build were reported where they failed.
-        found.into_iter().collect::<Option<Vec<_>>>().filter(|found| !found.is_empty())
+        found
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .filter(|found| !found.is_empty())
     }
 
     /// The output port that a reference means.
@@ -739,7 +778,9 @@ impl<'a> Builder<'a> {
             .point
             .iter()
             .map(|(axis, value)| {
-                let same = found.iter().all(|stage| self.graph.stages[*stage].point.contains(&(axis.clone(), value.clone())));
+                let same = found
+                    .iter()
+                    .all(|stage| self.graph.stages[*stage].point.contains(&(axis.clone(), value.clone())));
                 match same && found.len() > 1 {
                     true => format!("{axis}={}", text(value)),
                     false => format!("{axis}=*"),
@@ -750,12 +791,19 @@ impl<'a> Builder<'a> {
             true => "*".to_string(),
             false => fixed.join(","),
         };
-        let port = reference.port.as_ref().map(|port| format!(".{port}")).unwrap_or_default();
+        let port = reference
+            .port
+            .as_ref()
+            .map(|port| format!(".{port}"))
+            .unwrap_or_default();
         let name = format!("{}{port}[{selection}]", reference.stage);
         if let Some(stage) = self.graph.stage(&name) {
             return Some(stage);
         }
-        let points = found.iter().map(|stage| self.graph.stages[*stage].point.clone()).collect();
+        let points = found
+            .iter()
+            .map(|stage| self.graph.stages[*stage].point.clone())
+            .collect();
         let gather = Gather::over(points);
         let edges: Vec<(String, Span, Option<Edge>)> = found
             .iter()

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use arrow::array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array,
+};
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +99,10 @@ impl RunRecord {
 
     /// The record of every stage that is done, even if its artifacts are gone.
     pub fn records(&self, store: &Store) -> BTreeMap<String, KeyRecord> {
-        let known = self.keys.iter().filter_map(|(stage, key)| Some((stage.clone(), store.known(key)?)));
+        let known = self
+            .keys
+            .iter()
+            .filter_map(|(stage, key)| Some((stage.clone(), store.known(key)?)));
         known.collect()
     }
 }
@@ -159,7 +164,10 @@ pub fn write(store: &Store, record: &RunRecord) -> Result<()> {
 
 /// The events of a run, in order. A line that was cut off by a crash is left out.
 pub fn events(store: &Store, run: &str) -> Vec<Entry> {
-    let bytes = store.disk().read(&store.run_folder(run).join("events.jsonl")).unwrap_or_default();
+    let bytes = store
+        .disk()
+        .read(&store.run_folder(run).join("events.jsonl"))
+        .unwrap_or_default();
     String::from_utf8_lossy(&bytes)
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
@@ -168,7 +176,10 @@ pub fn events(store: &Store, run: &str) -> Vec<Entry> {
 
 /// Milliseconds since 1970, UTC.
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_millis() as u64
 }
 
 /// Closes runs whose process is gone, by the signs that they left in `tmp/`. A sign goes last: if this process is killed
@@ -182,7 +193,10 @@ pub(crate) fn close(store: &Store, abandoned: &[(String, PathBuf)]) {
             Err(error) if error.code == "file-not-found" => {
                 let folder = store.run_folder(run);
                 match store.disk().list(&folder) {
-                    Ok(_) => store.disk().remove_folder(&folder).map_err(|error| Error::io("remove", &folder, &error)),
+                    Ok(_) => store
+                        .disk()
+                        .remove_folder(&folder)
+                        .map_err(|error| Error::io("remove", &folder, &error)),
                     Err(_) => Ok(()),
                 }
             }
@@ -197,7 +211,9 @@ pub(crate) fn close(store: &Store, abandoned: &[(String, PathBuf)]) {
 
 /// Writes what its events tell of a run that was killed.
 fn end(store: &Store, mut record: RunRecord) -> Result<()> {
-    let ended = events(store, &record.run).last().map_or(record.started, |entry| entry.at);
+    let ended = events(store, &record.run)
+        .last()
+        .map_or(record.started, |entry| entry.at);
     record.seconds = ended.saturating_sub(record.started) as f64 / 1000.0;
     record.state = RunState::Killed;
     write_tables(store, &record.run).and_then(|()| write(store, &record))
@@ -298,7 +314,10 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
     let stages = summary(&events);
     let texts = |values: Vec<Option<String>>| Arc::new(StringArray::from(values)) as ArrayRef;
     let times = |values: Vec<Option<u64>>| {
-        let values: Vec<Option<i64>> = values.into_iter().map(|value| value.map(|value| value as i64)).collect();
+        let values: Vec<Option<i64>> = values
+            .into_iter()
+            .map(|value| value.map(|value| value as i64))
+            .collect();
         Arc::new(TimestampMillisecondArray::from(values).with_timezone("+00:00")) as ArrayRef
     };
     let names = || texts(stages.iter().map(|(name, _)| Some(name.clone())).collect());
@@ -309,8 +328,14 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
     };
     let plan: Vec<(&str, ArrayRef)> = vec![
         ("stage", names()),
-        ("action", texts(stages.iter().map(|(_, stage)| stage.planned.and_then(word)).collect())),
-        ("because", texts(stages.iter().map(|(_, stage)| because(stage)).collect())),
+        (
+            "action",
+            texts(stages.iter().map(|(_, stage)| stage.planned.and_then(word)).collect()),
+        ),
+        (
+            "because",
+            texts(stages.iter().map(|(_, stage)| because(stage)).collect()),
+        ),
     ];
     let numbers = |value: fn(&StageSummary) -> Option<f64>| {
         Arc::new(Float64Array::from_iter(stages.iter().map(|(_, stage)| value(stage)))) as ArrayRef
@@ -324,17 +349,40 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
     };
     let done: Vec<(&str, ArrayRef)> = vec![
         ("stage", names()),
-        ("outcome", texts(stages.iter().map(|(_, stage)| Some(stage.outcome.to_string())).collect())),
-        ("key", texts(stages.iter().map(|(_, stage)| stage.key.clone()).collect())),
+        (
+            "outcome",
+            texts(
+                stages
+                    .iter()
+                    .map(|(_, stage)| Some(stage.outcome.to_string()))
+                    .collect(),
+            ),
+        ),
+        (
+            "key",
+            texts(stages.iter().map(|(_, stage)| stage.key.clone()).collect()),
+        ),
         ("rows", counts(|stage| stage.rows)),
         ("bytes", counts(|stage| stage.bytes)),
         ("seconds", numbers(|stage| stage.seconds)),
-        ("cpu_seconds", numbers(|stage| stage.usage.as_ref().map(|usage| usage.cpu_seconds))),
-        ("peak_memory_bytes", counts(|stage| stage.usage.as_ref().map(|usage| usage.peak_memory))),
+        (
+            "cpu_seconds",
+            numbers(|stage| stage.usage.as_ref().map(|usage| usage.cpu_seconds)),
+        ),
+        (
+            "peak_memory_bytes",
+            counts(|stage| stage.usage.as_ref().map(|usage| usage.peak_memory)),
+        ),
         ("gpus", texts(stages.iter().map(|(_, stage)| gpus(stage)).collect())),
-        ("started", times(stages.iter().map(|(_, stage)| stage.started).collect())),
+        (
+            "started",
+            times(stages.iter().map(|(_, stage)| stage.started).collect()),
+        ),
         ("ended", times(stages.iter().map(|(_, stage)| stage.ended).collect())),
-        ("error", texts(stages.iter().map(|(_, stage)| stage.error.clone()).collect())),
+        (
+            "error",
+            texts(stages.iter().map(|(_, stage)| stage.error.clone()).collect()),
+        ),
     ];
     let json = |entry: &Entry| serde_json::to_value(&entry.event).ok();
     let kind = |entry: &Entry| json(entry)?["event"].as_str().map(str::to_string);
@@ -342,8 +390,24 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
         ("number", Arc::new(Int64Array::from_iter_values(0..events.len() as i64))),
         ("at", times(events.iter().map(|entry| Some(entry.at)).collect())),
         ("event", texts(events.iter().map(kind).collect())),
-        ("stage", texts(events.iter().map(|entry| entry.event.stage().map(str::to_string)).collect())),
-        ("detail", texts(events.iter().map(|entry| json(entry).map(|json| json.to_string())).collect())),
+        (
+            "stage",
+            texts(
+                events
+                    .iter()
+                    .map(|entry| entry.event.stage().map(str::to_string))
+                    .collect(),
+            ),
+        ),
+        (
+            "detail",
+            texts(
+                events
+                    .iter()
+                    .map(|entry| json(entry).map(|json| json.to_string()))
+                    .collect(),
+            ),
+        ),
     ];
     let folder = store.run_folder(run);
     for (name, columns) in [("plan", plan), ("stages", done), ("events", lines)] {
@@ -353,12 +417,16 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
 }
 
 fn table(store: &Store, path: &Path, columns: Vec<(&str, ArrayRef)>) -> Result<()> {
-    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?;
+    let batch =
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?;
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;
     writer.write(&batch)?;
     writer.close()?;
     let private = path.with_extension("new");
-    let written = store.disk().write(&private, &bytes).and_then(|()| store.disk().rename(&private, path));
+    let written = store
+        .disk()
+        .write(&private, &bytes)
+        .and_then(|()| store.disk().rename(&private, path));
     written.map_err(|error| Error::io("write", path, &error))
 }

@@ -167,14 +167,15 @@ pub enum Reason {
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let change = |f: &mut std::fmt::Formatter, what: &str, name: &str, old: &Option<String>, new: &Option<String>| {
-            let how = match (old, new) {
-                (Some(_), Some(_)) => "changed",
-                (None, _) => "is new",
-                (_, None) => "is gone",
+        let change =
+            |f: &mut std::fmt::Formatter, what: &str, name: &str, old: &Option<String>, new: &Option<String>| {
+                let how = match (old, new) {
+                    (Some(_), Some(_)) => "changed",
+                    (None, _) => "is new",
+                    (_, None) => "is gone",
+                };
+                write!(f, "{what} {name} {how}")
             };
-            write!(f, "{what} {name} {how}")
-        };
         match self {
             Reason::NeverRan => write!(f, "never ran"),
             Reason::Forced => write!(f, "forced"),
@@ -196,7 +197,11 @@ impl std::fmt::Display for Reason {
             Reason::MayChange { stages } => {
                 let some: Vec<&str> = stages.iter().take(4).map(String::as_str).collect();
                 let more = stages.len() - some.len();
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let more = if more > 0 {
+                    format!(" and {more} more")
+                } else {
+                    String::new()
+                };
                 write!(f, "{}{more} may change", some.join(", "))
             }
             Reason::Missing => write!(f, "its artifact is missing"),
@@ -251,8 +256,10 @@ fn changes<'a, V: Clone + 'a>(
     same: impl Fn(&V, &V) -> bool,
 ) -> Vec<(String, Option<V>, Option<V>)> {
     let mut both: BTreeMap<&String, (Option<&V>, Option<&V>)> = BTreeMap::new();
-    old.into_iter().for_each(|(key, value)| both.entry(key).or_default().0 = Some(value));
-    new.into_iter().for_each(|(key, value)| both.entry(key).or_default().1 = Some(value));
+    old.into_iter()
+        .for_each(|(key, value)| both.entry(key).or_default().0 = Some(value));
+    new.into_iter()
+        .for_each(|(key, value)| both.entry(key).or_default().1 = Some(value));
     both.into_iter()
         .filter(|(_, pair)| !matches!(pair, (Some(old), Some(new)) if same(old, new)))
         .map(|(key, (old, new))| (key.clone(), old.cloned(), new.cloned()))

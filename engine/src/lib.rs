@@ -3,6 +3,9 @@
 //! The engine knows Arrow, Parquet and timely. It knows nothing of the domain of the operators it
 //! runs: they come in through a [`Registry`](operator::Registry) and see tables, never the dataflow.
 
+pub mod cause;
+pub mod collect;
+pub mod difference;
 pub mod disk;
 pub mod error;
 pub mod event;
@@ -11,6 +14,7 @@ mod gather;
 pub mod graph;
 pub mod harness;
 pub mod history;
+pub mod inspect;
 pub mod key;
 pub mod operator;
 pub mod partition;

@@ -184,10 +184,12 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, selection: &Selection) -> Result
                 match record {
                     _ if planned.forced => planned.because.push(Reason::Forced),
                     Some(record) => planned.reuse(record),
-                    None if selection.accept.contains(&index) => match acceptable((*last).as_ref(), &preimage, memory) {
-                        Ok(record) => planned.accept(record, &preimage),
-                        Err(error) => problems.push(error.detail(format!("--accept {}", stage.name))),
-                    },
+                    None if selection.accept.contains(&index) => {
+                        match acceptable((*last).as_ref(), &preimage, memory) {
+                            Ok(record) => planned.accept(record, &preimage),
+                            Err(error) => problems.push(error.detail(format!("--accept {}", stage.name))),
+                        }
+                    }
                     None => {
                         planned.because = match memory.known(&key) {
                             Some(_) => vec![Reason::Missing],
@@ -348,7 +350,13 @@ impl Plan {
     pub fn fingerprint(&self) -> String {
         let line = |stage: &Planned| {
             let because = serde_json::to_value(&stage.because).unwrap_or_default();
-            format!("{} {:?} {} {}", stage.stage, stage.action, stage.recipe, canonical(&because))
+            format!(
+                "{} {:?} {} {}",
+                stage.stage,
+                stage.action,
+                stage.recipe,
+                canonical(&because)
+            )
         };
         let lines: Vec<String> = self.stages.iter().map(line).collect();
         digest("sluice plan", &lines.join("\n"))[..12].to_string()

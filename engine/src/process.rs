@@ -67,7 +67,10 @@ pub fn host() -> String {
 /// Bytes of memory of this process that are resident now.
 pub fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = status.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let pages = status
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
@@ -108,7 +111,10 @@ mod tests {
         };
         assert!(!elsewhere.is_gone());
         assert!(!is_stamp_of_the_gone(&stamp()) && !is_stamp_of_the_gone("of nobody"));
-        assert!(is_stamp_of_the_gone(&format!("{}.1", here.pid)), "the same number, begun at another time");
+        assert!(
+            is_stamp_of_the_gone(&format!("{}.1", here.pid)),
+            "the same number, begun at another time"
+        );
         assert!(resident() > 1 << 20 && cpu_seconds() > 0.0);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Watch};
 use crate::graph::{Graph, Stage};
 use crate::history::{self, RunRecord, RunState, last_run, now};
@@ -54,7 +54,9 @@ impl Options {
             },
             machine: Machine {
                 jobs: workers.max(1),
-                cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(workers),
+                cpus: std::thread::available_parallelism()
+                    .map_or(1, std::num::NonZero::get)
+                    .max(workers),
                 memory: 0,
                 gpus: Vec::new(),
             },
@@ -88,7 +90,9 @@ pub struct Outcome {
 impl std::fmt::Debug for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let mut text = f.debug_struct("Outcome");
-        text.field("run", &self.run).field("ran", &self.ran).field("reused", &self.reused);
+        text.field("run", &self.run)
+            .field("ran", &self.ran)
+            .field("reused", &self.reused);
         text.finish_non_exhaustive()
     }
 }
@@ -218,12 +222,16 @@ pub fn run(
     state.discard_attempts();
     let records = state.records();
     record.seconds = start.elapsed().as_secs_f64();
-    record.state = match (state.errors.is_empty(), options.cancel.is_cancelled()) {
-        (true, _) => RunState::Done,
-        (false, true) => RunState::Interrupted,
-        (false, false) => RunState::Failed,
+    // A failed stage cancels the others, so that the sign alone does not tell who wanted the end.
+    record.state = match state.errors.first() {
+        None => RunState::Done,
+        Some(error) if error.kind == Kind::Interrupted => RunState::Interrupted,
+        Some(_) => RunState::Failed,
     };
-    record.keys = records.iter().map(|(stage, record)| (stage.clone(), record.key.clone())).collect();
+    record.keys = records
+        .iter()
+        .map(|(stage, record)| (stage.clone(), record.key.clone()))
+        .collect();
     record.last.extend(record.keys.clone());
     record.errors = state.errors.clone();
     let reused = records.len().saturating_sub(state.ran);
@@ -334,7 +342,10 @@ impl Memory for StoreMemory<'_> {
 
     fn cost_of_kind(&self, base: &str, operator: &str) -> Option<Cost> {
         let records = self.costs.get_or_init(|| {
-            let known = self.last.iter().filter_map(|(stage, key)| Some((stage.clone(), self.store.known(key)?)));
+            let known = self
+                .last
+                .iter()
+                .filter_map(|(stage, key)| Some((stage.clone(), self.store.known(key)?)));
             known.collect()
         });
         let mean = |chosen: Vec<&KeyRecord>| {
@@ -346,8 +357,14 @@ impl Memory for StoreMemory<'_> {
             })
         };
         let instance = |stage: &str| stage.split('[').next() == Some(base);
-        let instances = records.iter().filter(|(stage, _)| instance(stage)).map(|(_, record)| record);
-        let kind = records.iter().map(|(_, record)| record).filter(|record| record.preimage.operator == operator);
+        let instances = records
+            .iter()
+            .filter(|(stage, _)| instance(stage))
+            .map(|(_, record)| record);
+        let kind = records
+            .iter()
+            .map(|(_, record)| record)
+            .filter(|record| record.preimage.operator == operator);
         mean(instances.collect()).or_else(|| mean(kind.collect()))
     }
 

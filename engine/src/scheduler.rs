@@ -245,7 +245,9 @@ impl State {
     fn start_ready(&mut self, peers: usize) -> Vec<Command> {
         let mut commands = Vec::new();
         for index in self.ready.iter().copied().collect::<Vec<_>>() {
-            let Status::Ready(ready) = &self.stages[index] else { continue };
+            let Status::Ready(ready) = &self.stages[index] else {
+                continue;
+            };
             if ready.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
                 continue;
             }
@@ -263,7 +265,9 @@ impl State {
                 self.reuse(index, record, true);
                 continue;
             }
-            let Some((process, gpus)) = self.room(index) else { continue };
+            let Some((process, gpus)) = self.room(index) else {
+                continue;
+            };
             if !self.claim(index) {
                 self.taken[process].give(index);
                 continue;
@@ -389,7 +393,9 @@ impl State {
         let once = stage.bound.distribution == Distribution::Whole;
         // State and earlier results are for stages that run once; a check or a forced run begins with nothing.
         let afresh = self.verify || self.plan.stages[index].forced;
-        let lineage = preimage.filter(|_| once && !self.verify).map(|preimage| preimage.lineage(stage));
+        let lineage = preimage
+            .filter(|_| once && !self.verify)
+            .map(|preimage| preimage.lineage(stage));
         if let (Some(lineage), true) = (&lineage, afresh) {
             let folder = self.store.checkpoint_folder(lineage);
             if self.store.disk().list(&folder).is_ok() {
@@ -462,7 +468,9 @@ impl State {
                 };
                 running.writers += 1;
                 running.busy_seconds += busy_seconds;
-                running.notes.extend(serde_json::from_str::<Notes>(&notes).unwrap_or_default());
+                running
+                    .notes
+                    .extend(serde_json::from_str::<Notes>(&notes).unwrap_or_default());
                 if running.writers == peers {
                     let done = match self.verify {
                         true => self.compare(stage),
@@ -544,10 +552,11 @@ impl State {
         self.store.discard(&attempt);
         if record.outputs != ours && self.readers[index].iter().any(|reader| self.running.contains(reader)) {
             // They have read our rows, not those of the result that counts.
-            return Err(
-                Error::device("overtaken", "another run published another result of the same stage first")
-                    .hint("run the same command again: it goes on with that result"),
-            );
+            return Err(Error::device(
+                "overtaken",
+                "another run published another result of the same stage first",
+            )
+            .hint("run the same command again: it goes on with that result"));
         }
         let stage = &self.graph.stages[index];
         if !stage.operator.extendable() {
@@ -582,8 +591,10 @@ impl State {
             stage: self.graph.stages[index].name.clone(),
         });
         if self.readers[index].iter().any(|reader| self.running.contains(reader)) {
-            return Err(Error::device("overtaken", "the lease was lost while this process was stopped")
-                .hint("run the same command again to continue"));
+            return Err(
+                Error::device("overtaken", "the lease was lost while this process was stopped")
+                    .hint("run the same command again to continue"),
+            );
         }
         self.leave(index);
         self.stages[index] = Status::Waiting;
@@ -619,8 +630,11 @@ impl State {
         self.leave(index);
         self.ran += 1;
         if !agrees {
-            let mut error = Error::data("not-reproducible", format!("stage \"{}\" came out otherwise", stage.name))
-                .hint("was its operator changed without a new VERSION? --force STAGE keeps the new result");
+            let mut error = Error::data(
+                "not-reproducible",
+                format!("stage \"{}\" came out otherwise", stage.name),
+            )
+            .hint("was its operator changed without a new VERSION? --force STAGE keeps the new result");
             error.detail = outputs.iter().map(|(port, text)| format!("{port}: {text}")).collect();
             self.errors.push(error);
             self.failed += 1;

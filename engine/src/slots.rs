@@ -50,11 +50,13 @@ impl Slots {
                 ("gpus", Some(count)) => slots.gpus = count as usize,
                 ("memory", _) => {
                     let text = value.as_str().map_or(value.to_string(), str::to_string);
-                    slots.memory = bytes(&text).ok_or_else(|| wrong(format!("{value} is no size; write 512M or 8G")))?;
+                    slots.memory =
+                        bytes(&text).ok_or_else(|| wrong(format!("{value} is no size; write 512M or 8G")))?;
                 }
                 ("cpus" | "gpus", None) => return Err(wrong(format!("\"{key}\" wants a whole number, not {value}"))),
                 _ => {
-                    let mut error = wrong(format!("unknown resource \"{key}\"")).detail(format!("known: {}", KEYS.join(", ")));
+                    let mut error =
+                        wrong(format!("unknown resource \"{key}\"")).detail(format!("known: {}", KEYS.join(", ")));
                     error.hint = did_you_mean(key, KEYS);
                     return Err(error);
                 }
@@ -75,8 +77,11 @@ impl Machine {
             ..slots.clone()
         };
         let short = |what: &str, wanted: u64, given: u64| {
-            Error::user("not-enough", format!("wants {wanted} {what}, the machine gives {given}"))
-                .hint("change \"resources:\" of the stage, or --cpus, --slots-memory, --gpus of the run")
+            Error::user(
+                "not-enough",
+                format!("wants {wanted} {what}, the machine gives {given}"),
+            )
+            .hint("change \"resources:\" of the stage, or --cpus, --slots-memory, --gpus of the run")
         };
         if share.cpus > self.cpus {
             return Err(short("cpus", share.cpus as u64, self.cpus as u64));

@@ -283,7 +283,9 @@ impl Reader {
             Target::Param(param) => mentions(node, param),
             Target::Key(stage, _) => *stage == name.name,
         };
-        let axes: Vec<usize> = (0..sweep.axes.len()).filter(|axis| sweep.sets(*axis, reached)).collect();
+        let axes: Vec<usize> = (0..sweep.axes.len())
+            .filter(|axis| sweep.sets(*axis, reached))
+            .collect();
         let mut variants = Vec::new();
         for point in sweep.project(&axes) {
             let mut node = node.clone();
@@ -616,10 +618,19 @@ sweep: { axes: { d: [beauty, sports], a.k: [1, 2], seed: [1, 2] } }
 ";
         let spec = Spec::parse("p.yaml", text, &Overrides::default()).unwrap();
         assert_eq!(spec.sweep.points.len(), 8);
-        assert_eq!((spec.stages[0].axes.clone(), spec.stages[0].variants.len()), (vec![0, 1], 4));
-        assert_eq!((spec.stages[1].axes.clone(), spec.stages[1].variants.len()), (vec![], 1));
+        assert_eq!(
+            (spec.stages[0].axes.clone(), spec.stages[0].variants.len()),
+            (vec![0, 1], 4)
+        );
+        assert_eq!(
+            (spec.stages[1].axes.clone(), spec.stages[1].variants.len()),
+            (vec![], 1)
+        );
         let last = &spec.stages[0].variants[3].1.config;
-        let last: Vec<String> = last.iter().map(|(key, node)| format!("{}={}", key.name, node.value())).collect();
+        let last: Vec<String> = last
+            .iter()
+            .map(|(key, node)| format!("{}={}", key.name, node.value()))
+            .collect();
         assert_eq!(last, ["path=\"sports/f\"", "k=2"]);
     }
 

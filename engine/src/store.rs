@@ -140,7 +140,9 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -168,7 +170,8 @@ impl Store {
         for folder in ["keys", "statics", "objects", "tmp", "leases", "checkpoints", "runs"] {
             let path = root.join(folder);
             if disk.list(&path).is_err() {
-                disk.create_folder(&path).map_err(|error| Error::io("create", &path, &error))?;
+                disk.create_folder(&path)
+                    .map_err(|error| Error::io("create", &path, &error))?;
                 made = true;
             }
         }
@@ -249,7 +252,10 @@ impl Store {
                 let attempt = Self::attempt_name(&format!("key-{}", &key[..key.len().min(16)]));
                 let folder = self.attempt_folder(&attempt);
                 // Kept here, so that it is asked for once; its artifacts follow when they are read.
-                let _ = self.disk.create_folder(&folder).map(|()| self.publish_record(&record, &attempt, true));
+                let _ = self
+                    .disk
+                    .create_folder(&folder)
+                    .map(|()| self.publish_record(&record, &attempt, true));
                 self.discard(&attempt);
                 Some(record)
             }
@@ -265,7 +271,10 @@ impl Store {
     /// Whether some published key has this pre-image apart from its inputs, here or in the remote store.
     pub fn has_static(&self, preimage: &Preimage) -> bool {
         !self.with_static(preimage).is_empty()
-            || self.remote.as_ref().is_some_and(|remote| remote.has_static(preimage).unwrap_or(false))
+            || self
+                .remote
+                .as_ref()
+                .is_some_and(|remote| remote.has_static(preimage).unwrap_or(false))
     }
 
     /// The record of a key, even if its artifacts are gone.
@@ -355,7 +364,9 @@ impl Store {
             let folder = self.attempt_folder(&attempt).join("object");
             let create = self.disk.create_folder(&folder);
             create.map_err(|error| Error::io("create", &folder, &error))?;
-            let fetched = remote.fetch(digest, &folder).and_then(|manifest| self.publish(&folder, manifest));
+            let fetched = remote
+                .fetch(digest, &folder)
+                .and_then(|manifest| self.publish(&folder, manifest));
             self.discard(&attempt);
             fetched?;
         }
@@ -445,7 +456,10 @@ impl Store {
     /// there already stays, unless `replace` says otherwise.
     pub fn publish_record(&self, record: &KeyRecord, attempt: &str, replace: bool) -> Result<KeyRecord> {
         let statics = self.root.join("statics").join(static_digest(&record.preimage));
-        let index = self.disk.create_folder(&statics).and_then(|()| self.disk.write(&statics.join(&record.key), &[]));
+        let index = self
+            .disk
+            .create_folder(&statics)
+            .and_then(|()| self.disk.write(&statics.join(&record.key), &[]));
         index.map_err(|error| Error::io("write", &statics, &error))?;
         let private = self.attempt_folder(attempt).join("key.json");
         self.write_synced(&private, &pretty(record)?)?;
@@ -485,7 +499,13 @@ impl Store {
     pub fn attempt_name(label: &str) -> String {
         let label: String = label
             .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                    c
+                } else {
+                    '-'
+                }
+            })
             .collect();
         format!("{}@{}-{label}", stamp(), host())
     }
@@ -499,9 +519,13 @@ impl Store {
         let host = host();
         let mut runs = Vec::new();
         for name in self.disk.list(&self.root.join("tmp")).unwrap_or_default() {
-            let Some((stamp, rest)) = name.split_once('@') else { continue };
+            let Some((stamp, rest)) = name.split_once('@') else {
+                continue;
+            };
             let label = rest.strip_prefix(&host).and_then(|rest| rest.strip_prefix('-'));
-            let Some(label) = label.filter(|_| is_stamp_of_the_gone(stamp)) else { continue };
+            let Some(label) = label.filter(|_| is_stamp_of_the_gone(stamp)) else {
+                continue;
+            };
             let path = self.attempt_folder(&name);
             if let Some(run) = label.strip_prefix(Self::RUN) {
                 runs.push((run.to_string(), path));

@@ -195,7 +195,11 @@ impl Reader<'_> {
                 .flat_map(|point: Vec<usize>| (0..count).map(move |value| [point.as_slice(), &[value]].concat()))
                 .collect();
         }
-        points.retain(|point| !excluded.iter().any(|row| row.iter().all(|(axis, value)| point[*axis] == *value)));
+        points.retain(|point| {
+            !excluded
+                .iter()
+                .any(|row| row.iter().all(|(axis, value)| point[*axis] == *value))
+        });
         for row in included {
             let point: Vec<usize> = row.iter().map(|(_, value)| *value).collect();
             if !points.contains(&point) {
@@ -203,7 +207,10 @@ impl Reader<'_> {
             }
         }
         if points.is_empty() && self.problems.is_empty() {
-            self.problem(node.span, Error::user("bad-sweep", "\"exclude\" leaves no point of the sweep"));
+            self.problem(
+                node.span,
+                Error::user("bad-sweep", "\"exclude\" leaves no point of the sweep"),
+            );
         }
         sweep.points = points;
         Some(sweep)
@@ -275,7 +282,11 @@ impl Reader<'_> {
                 self.problem(node.span, Error::user("duplicate-key", message));
             }
         }
-        if !name.name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+        if !name
+            .name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        {
             self.problem(
                 name.span,
                 Error::user("bad-name", format!("\"{}\" is no name for an axis", name.name)),
@@ -294,8 +305,11 @@ impl Reader<'_> {
             if !matches!(item.data, Data::Scalar(_)) || label.is_null() {
                 self.problem(
                     item.span,
-                    Error::user("bad-sweep", format!("a value of an axis is a text or a number, this is {}", item.kind()))
-                        .hint("give it a name: AXIS: { NAME: { stage.key: VALUE } }"),
+                    Error::user(
+                        "bad-sweep",
+                        format!("a value of an axis is a text or a number, this is {}", item.kind()),
+                    )
+                    .hint("give it a name: AXIS: { NAME: { stage.key: VALUE } }"),
                 );
                 return None;
             }
@@ -337,7 +351,11 @@ impl Reader<'_> {
         }
         let mut error = Error::user("unknown-axis", format!("\"{path}\" is nothing that an axis can set"))
             .detail("an axis sets \"seed\", a parameter, or STAGE.KEY");
-        let known = self.stages.iter().copied().chain(self.params.iter().map(String::as_str));
+        let known = self
+            .stages
+            .iter()
+            .copied()
+            .chain(self.params.iter().map(String::as_str));
         error.hint = match self.stages.contains(&stage) {
             true => Some(format!("say which key of it: {stage}.KEY")),
             false => did_you_mean(stage, known.chain(["seed"])),
@@ -356,7 +374,10 @@ impl Reader<'_> {
             let Data::Map(entries) = &item.data else {
                 self.problem(
                     item.span,
-                    Error::user("bad-sweep", format!("a point is a map of axis: value, this is {}", item.kind())),
+                    Error::user(
+                        "bad-sweep",
+                        format!("a point is a map of axis: value, this is {}", item.kind()),
+                    ),
                 );
                 continue;
             };
@@ -371,14 +392,20 @@ impl Reader<'_> {
                     continue;
                 };
                 let label = text(&value.value());
-                let known = sweep.axes[axis].values.iter().position(|known| text(&known.label) == label);
+                let known = sweep.axes[axis]
+                    .values
+                    .iter()
+                    .position(|known| text(&known.label) == label);
                 let found = match known {
                     Some(found) => Some(found),
                     // A value that sets one thing can be made from a new number; a named one cannot.
-                    None if include => sweep.axes[axis].new_value(value).filter(|new| self.label(&new.label, value.span).is_some()).map(|new| {
-                        sweep.axes[axis].values.push(new);
-                        sweep.axes[axis].values.len() - 1
-                    }),
+                    None if include => sweep.axes[axis]
+                        .new_value(value)
+                        .filter(|new| self.label(&new.label, value.span).is_some())
+                        .map(|new| {
+                            sweep.axes[axis].values.push(new);
+                            sweep.axes[axis].values.len() - 1
+                        }),
                     None => None,
                 };
                 match found {
@@ -403,7 +430,10 @@ impl Reader<'_> {
                     .collect();
                 self.problem(
                     item.span,
-                    Error::user("bad-sweep", format!("an included point wants a value for {}", missing.join(", "))),
+                    Error::user(
+                        "bad-sweep",
+                        format!("an included point wants a value for {}", missing.join(", ")),
+                    ),
                 );
                 continue;
             }
@@ -422,10 +452,17 @@ impl Axis {
                 .iter()
                 .all(|(_, setting)| text(&setting.value()) == text(&value.label))
         });
-        let like = self.values.first().filter(|_| plain && matches!(node.data, Data::Scalar(_)))?;
+        let like = self
+            .values
+            .first()
+            .filter(|_| plain && matches!(node.data, Data::Scalar(_)))?;
         Some(AxisValue {
             label: node.value(),
-            settings: like.settings.iter().map(|(target, _)| (target.clone(), node.clone())).collect(),
+            settings: like
+                .settings
+                .iter()
+                .map(|(target, _)| (target.clone(), node.clone()))
+                .collect(),
         })
     }
 }
@@ -441,8 +478,13 @@ mod tests {
             text: text.into(),
         };
         let params = BTreeSet::from(["dataset".to_string()]);
-        Sweep::parse(&yaml::parse(0, &source).unwrap(), &["tiger", "core"], &params)
-            .map_err(|problems| problems.iter().map(|(_, error)| error.to_string()).collect::<Vec<_>>().join("\n"))
+        Sweep::parse(&yaml::parse(0, &source).unwrap(), &["tiger", "core"], &params).map_err(|problems| {
+            problems
+                .iter()
+                .map(|(_, error)| error.to_string())
+                .collect::<Vec<_>>()
+                .join("\n")
+        })
     }
 
     fn names(sweep: &Sweep) -> Vec<String> {
@@ -460,7 +502,12 @@ include: [{ size: l, seed: 7 }]",
         .unwrap();
         assert_eq!(
             names(&sweep),
-            ["[size=s,seed=1]", "[size=s,seed=2]", "[size=l,seed=1]", "[size=l,seed=7]"]
+            [
+                "[size=s,seed=1]",
+                "[size=s,seed=2]",
+                "[size=l,seed=1]",
+                "[size=l,seed=7]"
+            ]
         );
         assert_eq!(sweep.project(&[0]).len(), 2);
         assert_eq!(sweep.settings(&vec![(0, 0)]).count(), 2);
@@ -477,8 +524,14 @@ include: [{ size: l, seed: 7 }]",
             ("axes: { seed: 3 }", "wants a list"),
             ("axes: { core.k: [[1, 2]] }", "give it a name"),
             ("axes: { seed: [1] }\nexclude: [{ seed: 1 }]", "leaves no point"),
-            ("axes: { seed: [1], core.k: [2] }\ninclude: [{ seed: 1 }]", "wants a value for core.k"),
-            ("axes: { size: { s: { core.k: 1 } } }\ninclude: [{ size: xl }]", "no value xl"),
+            (
+                "axes: { seed: [1], core.k: [2] }\ninclude: [{ seed: 1 }]",
+                "wants a value for core.k",
+            ),
+            (
+                "axes: { size: { s: { core.k: 1 } } }\ninclude: [{ size: xl }]",
+                "no value xl",
+            ),
             ("axis: { seed: [1] }", "did you mean \"axes\"?"),
             ("axes: { dataset: [a b] }", "cannot name"),
         ] {

@@ -91,14 +91,18 @@ fn columns(a: &ArrayRef, b: &ArrayRef, name: &str) -> Result<f64, String> {
         DataType::Float32 => {
             let (a, b) = (a.as_primitive::<Float32Type>(), b.as_primitive::<Float32Type>());
             let pairs = a.values().iter().zip(b.values().iter());
-            Ok(pairs.map(|(a, b)| relative(f64::from(*a), f64::from(*b))).fold(0.0, f64::max))
+            Ok(pairs
+                .map(|(a, b)| relative(f64::from(*a), f64::from(*b)))
+                .fold(0.0, f64::max))
         }
         DataType::Float64 => {
             let (a, b) = (a.as_primitive::<Float64Type>(), b.as_primitive::<Float64Type>());
             let pairs = a.values().iter().zip(b.values().iter());
             Ok(pairs.map(|(a, b)| relative(*a, *b)).fold(0.0, f64::max))
         }
-        DataType::FixedSizeList(_, _) => columns(a.as_fixed_size_list().values(), b.as_fixed_size_list().values(), name),
+        DataType::FixedSizeList(_, _) => {
+            columns(a.as_fixed_size_list().values(), b.as_fixed_size_list().values(), name)
+        }
         DataType::List(_) => {
             let (a, b) = (a.as_list::<i32>(), b.as_list::<i32>());
             match a.offsets() == b.offsets() {
@@ -133,8 +137,15 @@ mod tests {
         assert_eq!(batches(&a, &a).unwrap(), 0.0);
         let near = batches(&a, &batch(["a", "b"], [1.0, 2.0, 3.0, 4.004])).unwrap();
         assert!((near - 1e-3).abs() < 1e-5, "{near}");
-        assert_eq!(batches(&a, &batch(["a", "b"], [1.0, f32::NAN, 3.0, 4.0])).unwrap(), f64::INFINITY);
-        assert!(batches(&a, &batch(["a", "c"], [1.0, 2.0, 3.0, 4.0])).unwrap_err().contains("\"id\""));
+        assert_eq!(
+            batches(&a, &batch(["a", "b"], [1.0, f32::NAN, 3.0, 4.0])).unwrap(),
+            f64::INFINITY
+        );
+        assert!(
+            batches(&a, &batch(["a", "c"], [1.0, 2.0, 3.0, 4.0]))
+                .unwrap_err()
+                .contains("\"id\"")
+        );
         let sparse: ArrayRef = Arc::new(arrow::array::ListArray::from_iter_primitive::<Float32Type, _, _>([
             Some(vec![Some(1.0)]),
             Some(vec![]),

@@ -181,7 +181,11 @@ fn what_cannot_be_compared_is_said() {
         &["no metric \"recall_1\"", "it has: recall_5, ndcg_5"],
     );
     refused(&["tiger_metrics", "tiger_metrics"], 2, &["twice"]);
-    refused(&["tiger_metrics", "--run", "nosuch"], 2, &["called \"nosuch\"", "sluice runs"]);
+    refused(
+        &["tiger_metrics", "--run", "nosuch"],
+        2,
+        &["called \"nosuch\"", "sluice runs"],
+    );
     refused(&["=tiger_metrics"], 2, &["names no stage"]);
 
     // A smaller shop has other users.

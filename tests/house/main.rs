@@ -6,6 +6,7 @@ mod command_line;
 mod compares;
 mod crashes;
 mod disks;
+mod history;
 mod hosts;
 mod interrupts;
 mod raw_reviews;

@@ -42,18 +42,31 @@ fn twelve_trainings_share_everything_above_them() {
     let text = recipe("sweep_tiger.yaml");
     let sluice = Sluice::with(&[("sweep.yaml", &text)]);
     let run = |more: &[&str]| sluice.succeed(&[&["run", "sweep.yaml", "--json"], &SMALL[..], more].concat());
-    let plan = |more: &[&str]| sluice.succeed(&[&["plan", "sweep.yaml"], &SMALL[..], more].concat()).out;
+    let plan = |more: &[&str]| {
+        sluice
+            .succeed(&[&["plan", "sweep.yaml"], &SMALL[..], more].concat())
+            .out
+    };
 
     let preview = plan(&[]);
     assert!(
         preview.contains("sweep: 12 trials, 145 instances, 57 distinct stages to run; 61 % shared"),
         "{preview}"
     );
-    assert!(preview.contains("seed reaches tiger, generated, scores, table"), "{preview}");
+    assert!(
+        preview.contains("seed reaches tiger, generated, scores, table"),
+        "{preview}"
+    );
     let first = run(&[]);
-    for stage in ["shop", "clean", "core", "split", "items", "text", "sids", "tokens", "table[*]"] {
+    for stage in [
+        "shop", "clean", "core", "split", "items", "text", "sids", "tokens", "table[*]",
+    ] {
         let finished = first.events("stage_finished");
-        assert_eq!(finished.iter().filter(|event| event["stage"] == stage).count(), 1, "{stage}");
+        assert_eq!(
+            finished.iter().filter(|event| event["stage"] == stage).count(),
+            1,
+            "{stage}"
+        );
     }
     for stage in ["tiger", "generated", "scores"] {
         assert_eq!(count(&first, "stage_finished", stage), 12, "{stage}");
@@ -94,12 +107,19 @@ sweep: { axes: { core.k: [1, 2, 3] } }
 ";
     let sluice = Sluice::with(&[("rows.csv", csv), ("some.yaml", pipeline)]);
     // No user is left with k = 3, which is an error of the data.
-    sluice.write("some.yaml", pipeline.replace("  all:   { op: tabulate_metrics, inputs: { one: \"order[*]\" } }\n", ""));
+    sluice.write(
+        "some.yaml",
+        pipeline.replace("  all:   { op: tabulate_metrics, inputs: { one: \"order[*]\" } }\n", ""),
+    );
     let failed = sluice.run(&["run", "some.yaml", "--keep-going"]);
     assert_eq!(failed.code, 3, "{}", failed.err);
     assert!(failed.err.contains("in stage \"core[core.k=3]\""), "{}", failed.err);
     assert!(failed.err.contains("not run: core[core.k=3] failed"), "{}", failed.err);
-    assert!(failed.err.contains("1 failed, 1 not run because of that"), "{}", failed.err);
+    assert!(
+        failed.err.contains("1 failed, 1 not run because of that"),
+        "{}",
+        failed.err
+    );
     let rest = sluice.run(&["run", "some.yaml", "--json", "--keep-going"]);
     assert!(rest.ran().is_empty(), "the others are done: {:?}", rest.ran());
 }
@@ -117,10 +137,26 @@ fn what_is_wrong_with_a_sweep_is_said_at_its_place() {
             assert!(done.err.contains(word), "{to}: no {word} in {}", done.err);
         }
     };
-    fails("tiger.d_ff: 32", "tiger.dff: 32", &["unknown key \"dff\"", "sweep.yaml:", "did you mean \"d_ff\"?"]);
-    fails("set: tiger.seed", "set: tigre.seed", &["nothing that an axis can set", "did you mean \"tiger\"?"]);
-    fails("\"table[*]\"", "\"table[form=*]\"", &["axis \"form\" does not reach", "these do: shape, seed"]);
-    fails("tiger.layers: 1, tiger.d_model: 16", "tiger.layers: one", &["bad value for \"layers\""]);
+    fails(
+        "tiger.d_ff: 32",
+        "tiger.dff: 32",
+        &["unknown key \"dff\"", "sweep.yaml:", "did you mean \"d_ff\"?"],
+    );
+    fails(
+        "set: tiger.seed",
+        "set: tigre.seed",
+        &["nothing that an axis can set", "did you mean \"tiger\"?"],
+    );
+    fails(
+        "\"table[*]\"",
+        "\"table[form=*]\"",
+        &["axis \"form\" does not reach", "these do: shape, seed"],
+    );
+    fails(
+        "tiger.layers: 1, tiger.d_model: 16",
+        "tiger.layers: one",
+        &["bad value for \"layers\""],
+    );
 }
 
 /// On Beauty a codebook reaches what is below it, a comment nothing, and a title one row of the embedding.
@@ -130,14 +166,25 @@ fn changes_on_beauty_run_what_depends_on_them() {
     let sluice = Sluice::with(&[("beauty.yaml", &recipe("tiger_beauty.yaml"))]);
     let copy = |name: &str| {
         std::fs::create_dir_all(sluice.path("amazon2014-beauty")).unwrap();
-        std::fs::copy(data.join("amazon2014-beauty").join(name), sluice.path("amazon2014-beauty").join(name)).unwrap();
+        std::fs::copy(
+            data.join("amazon2014-beauty").join(name),
+            sluice.path("amazon2014-beauty").join(name),
+        )
+        .unwrap();
     };
     copy("interactions.tsv.gz");
     copy("items.jsonl.gz");
     // The densest part of the data, so that the embedding takes seconds.
     let encoder = format!("--param=encoder={}", data.join("all-MiniLM-L6-v2-f16").display());
     let run = |more: &[&str]| {
-        let small = ["run", "beauty.yaml", "--json", "--until=tokens", "--set=core.k=12", &encoder];
+        let small = [
+            "run",
+            "beauty.yaml",
+            "--json",
+            "--until=tokens",
+            "--set=core.k=12",
+            &encoder,
+        ];
         sluice.succeed(&[&small[..], more].concat())
     };
     let names = |list: &[&str]| -> BTreeSet<String> { list.iter().map(|name| name.to_string()).collect() };
@@ -156,16 +203,22 @@ fn changes_on_beauty_run_what_depends_on_them() {
     let item = items
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .find(|item| shown.lines().any(|line| line.split(' ').next() == Some(item["item_id"].to_string().as_str())))
+        .find(|item| {
+            shown
+                .lines()
+                .any(|line| line.split(' ').next() == Some(item["item_id"].to_string().as_str()))
+        })
         .expect("an item of the core");
     let mut changed = item.clone();
     changed["title"] = "A title of its own".into();
     let lines: Vec<String> = items
         .lines()
-        .map(|line| match serde_json::from_str::<serde_json::Value>(line).unwrap() == item {
-            true => changed.to_string(),
-            false => line.to_string(),
-        })
+        .map(
+            |line| match serde_json::from_str::<serde_json::Value>(line).unwrap() == item {
+                true => changed.to_string(),
+                false => line.to_string(),
+            },
+        )
         .collect();
     sluice.write("amazon2014-beauty/items.jsonl.gz", gzip(&lines.join("\n")));
     let retitled = run(&[]);

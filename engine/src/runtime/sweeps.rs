@@ -47,12 +47,19 @@ fn events(store: &Path, yaml: &str, change: impl FnOnce(&mut Options)) -> (Resul
     let mut options = Options::new(2, Path::new("."));
     change(&mut options);
     let mut events = Vec::new();
-    let outcome = run(graph, &plan, &store, &options, &mut |event: &Event| events.push(event.clone()));
-    (outcome.map(|outcome| outcome.expect("the first process has an outcome")), events)
+    let outcome = run(graph, &plan, &store, &options, &mut |event: &Event| {
+        events.push(event.clone())
+    });
+    (
+        outcome.map(|outcome| outcome.expect("the first process has an outcome")),
+        events,
+    )
 }
 
 fn finished(events: &[Event]) -> BTreeSet<String> {
-    let finished = events.iter().filter(|event| matches!(event, Event::StageFinished { .. }));
+    let finished = events
+        .iter()
+        .filter(|event| matches!(event, Event::StageFinished { .. }));
     finished.filter_map(|event| event.stage().map(str::to_string)).collect()
 }
 
@@ -88,17 +95,33 @@ fn instances_exist_once_and_are_gathered() {
     let (outcome, store) = execute(folder.path(), SWEEP, 2, usize::MAX).unwrap();
     // `total` draws no random numbers, so its seeds are one piece of work under three names.
     assert_eq!((outcome.ran, outcome.reused), (2 + 2 + 2 + 2, 4));
-    let gathered = store.table(&outcome.records["total[*]"].outputs["out"]).unwrap().batch().unwrap();
-    let header: Vec<String> = gathered.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let gathered = store
+        .table(&outcome.records["total[*]"].outputs["out"])
+        .unwrap()
+        .batch()
+        .unwrap();
+    let header: Vec<String> = gathered
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| field.name().clone())
+        .collect();
     assert_eq!(header, ["size", "total_seed", "a", "b"]);
     assert_eq!(gathered.num_rows(), 6);
-    assert!(text::render(&gathered).unwrap().contains("m     3"), "{}", text::render(&gathered).unwrap());
+    assert!(
+        text::render(&gathered).unwrap().contains("m     3"),
+        "{}",
+        text::render(&gathered).unwrap()
+    );
 
     // Another value runs what is new, and what gathers it.
     let more = SWEEP.replace("m: { core.k: 3 }", "m: { core.k: 3 }, l: { core.k: 4 }");
     let (_, events) = events(folder.path(), &more, |_| {});
     let ran = finished(&events);
-    assert!(ran.contains("core[size=l]") && ran.contains("total[*]") && !ran.contains("core[size=s]"), "{ran:?}");
+    assert!(
+        ran.contains("core[size=l]") && ran.contains("total[*]") && !ran.contains("core[size=s]"),
+        "{ran:?}"
+    );
     let (outcome, _) = execute(folder.path(), SWEEP, 2, usize::MAX).unwrap();
     assert_eq!(outcome.ran, 0, "going back runs nothing");
 }
@@ -126,7 +149,9 @@ fn inputs_choose_instances() {
         assert!(problems[0].to_string().contains(wanted), "{input}: {}", problems[0]);
     }
     let left_out = SWEEP.to_string() + "  exclude: [{ size: s, total.seed: 2 }]\n";
-    let problems = graph(&left_out.replace("\"total[*]\"", "\"total[size=s,total.seed=2]\"")).err().unwrap();
+    let problems = graph(&left_out.replace("\"total[*]\"", "\"total[size=s,total.seed=2]\""))
+        .err()
+        .unwrap();
     assert_eq!(problems[0].code, "no-instance");
 }
 
@@ -149,9 +174,18 @@ sweep:
     assert!(errors[0].to_string().contains("once[case=bad]"), "{}", errors[0]);
     let ran = finished(&told);
     // Equal input, so one total under two names.
-    let totals = told.iter().filter(|event| matches!(event, Event::StageFinished { .. } | Event::StageReused { .. }));
-    let totals: BTreeSet<&str> = totals.filter_map(Event::stage).filter(|stage| stage.starts_with("total")).collect();
-    assert_eq!(totals, BTreeSet::from(["total[case=fine]", "total[case=good]"]), "{ran:?}");
+    let totals = told
+        .iter()
+        .filter(|event| matches!(event, Event::StageFinished { .. } | Event::StageReused { .. }));
+    let totals: BTreeSet<&str> = totals
+        .filter_map(Event::stage)
+        .filter(|stage| stage.starts_with("total"))
+        .collect();
+    assert_eq!(
+        totals,
+        BTreeSet::from(["total[case=fine]", "total[case=good]"]),
+        "{ran:?}"
+    );
     let blocked: Vec<&str> = told
         .iter()
         .filter(|event| matches!(event, Event::StageBlocked { .. }))
@@ -160,7 +194,12 @@ sweep:
     assert_eq!(blocked, ["total[case=bad]", "total[*]", "table"]);
     assert!(matches!(
         told.last(),
-        Some(Event::RunFinished { failed: 1, blocked: 3, ok: false, .. })
+        Some(Event::RunFinished {
+            failed: 1,
+            blocked: 3,
+            ok: false,
+            ..
+        })
     ));
     // Resuming is running again: only what failed, and what waited for it.
     let mended = yaml.replace("once.bad: 3", "once.bad: 3000");
@@ -175,7 +214,12 @@ fn a_part_of_a_pipeline() {
     let scope = |until: &[&str], from: &[&str], only: &[&str]| {
         let (until, from, only) = (until.to_vec(), from.to_vec(), only.to_vec());
         plan_of(folder.path(), PIPELINE, |graph| {
-            let find = |names: &[&str]| names.iter().flat_map(|name| graph.find(name).unwrap()).collect::<Vec<_>>();
+            let find = |names: &[&str]| {
+                names
+                    .iter()
+                    .flat_map(|name| graph.find(name).unwrap())
+                    .collect::<Vec<_>>()
+            };
             let mut selection = Selection::default();
             selection.limit(graph, &find(&until), &find(&from), &find(&only));
             selection
@@ -192,7 +236,10 @@ fn a_part_of_a_pipeline() {
     execute(folder.path(), PIPELINE, 1, usize::MAX).unwrap();
     let plan = scope(&["more"], &["core"], &[]).unwrap();
     assert_eq!(runs(&plan), [""; 0]);
-    assert!(plan.stages.iter().all(|stage| stage.action == Action::Reuse), "what is there is reused");
+    assert!(
+        plan.stages.iter().all(|stage| stage.action == Action::Reuse),
+        "what is there is reused"
+    );
 }
 
 #[test]
@@ -216,7 +263,6 @@ fn stages_that_are_run_again_agree() {
     assert_eq!(agreed, all.len());
     assert_eq!(store.objects(), before, "nothing is published");
 }
-
 
 /// A stage of a pipeline made at random: an operator and the stages it reads.
 #[derive(Clone)]
@@ -246,10 +292,23 @@ fn yaml(pieces: &[Piece]) -> String {
     for (index, piece) in pieces.iter().enumerate() {
         let read = |port: usize| format!("s{}", piece.inputs[port]);
         let body = match piece.operator {
-            0 => format!("op: make_edges, blocks: 2, rows: {}, spread: {}", 30 + piece.value, 40 + index),
-            1 => format!("op: sieve, input: {}, by: {}", read(0), PRIMES[index] * (1 + piece.value)),
+            0 => format!(
+                "op: make_edges, blocks: 2, rows: {}, spread: {}",
+                30 + piece.value,
+                40 + index
+            ),
+            1 => format!(
+                "op: sieve, input: {}, by: {}",
+                read(0),
+                PRIMES[index] * (1 + piece.value)
+            ),
             // Its result is the same whatever the flag says.
-            2 => format!("op: first, input: {}, bad: {}, panics: {}", read(0), 1000 + index, piece.flag),
+            2 => format!(
+                "op: first, input: {}, bad: {}, panics: {}",
+                read(0),
+                1000 + index,
+                piece.flag
+            ),
             // The second input is read from a stage that may be a total itself: all have the same columns.
             _ => format!("op: total, inputs: {{ input: {}, other: {} }}", read(0), read(1)),
         };
@@ -298,7 +357,9 @@ fn incremental_is_clean_and_runs_the_least() {
             let (found, _) = execute(store.path(), &text, 1 + step % 2, usize::MAX).unwrap();
             let outputs = |outcome: &Outcome| -> BTreeMap<String, BTreeMap<String, String>> {
                 let records = outcome.records.iter();
-                records.map(|(stage, record)| (stage.clone(), record.outputs.clone())).collect()
+                records
+                    .map(|(stage, record)| (stage.clone(), record.outputs.clone()))
+                    .collect()
             };
             assert_eq!(outputs(&found), outputs(&wanted), "seed {seed}, step {step}\n{text}");
             let keys: BTreeSet<String> = wanted.records.values().map(|record| record.key.clone()).collect();

@@ -119,7 +119,9 @@ impl Leases {
             ..Holder::here(&shared.run)
         };
         let path = shared.path(name, next);
-        let private = shared.store.attempt_folder(&Store::attempt_name(&format!("lease-{}", holder.nonce)));
+        let private = shared
+            .store
+            .attempt_folder(&Store::attempt_name(&format!("lease-{}", holder.nonce)));
         let text = serde_json::to_string(&holder).map_err(|error| Error::internal(error.to_string()))?;
         let disk = shared.store.disk();
         let write = disk.write(&private, text.as_bytes());
@@ -196,7 +198,11 @@ impl Shared {
 
     /// The highest epoch of a lease.
     fn top(&self, name: &str) -> Option<(u64, PathBuf)> {
-        let names = self.store.disk().list(&self.store.root().join("leases")).unwrap_or_default();
+        let names = self
+            .store
+            .disk()
+            .list(&self.store.root().join("leases"))
+            .unwrap_or_default();
         let epochs = names
             .iter()
             .filter_map(|file| file.strip_prefix(name)?.strip_prefix('.')?.parse::<u64>().ok());
@@ -208,7 +214,9 @@ impl Shared {
     }
 
     fn owns(&self, state: &State, name: &str) -> bool {
-        let Some((path, holder)) = state.held.get(name) else { return false };
+        let Some((path, holder)) = state.held.get(name) else {
+            return false;
+        };
         let top = self.top(name).is_some_and(|(_, top)| top == *path);
         top && self
             .read(path)
@@ -222,7 +230,10 @@ impl Shared {
         if holder.as_ref().is_some_and(|holder| holder.process.is_gone()) {
             return None;
         }
-        let seen = state.watched.entry(name.to_string()).or_insert((content.clone(), Instant::now()));
+        let seen = state
+            .watched
+            .entry(name.to_string())
+            .or_insert((content.clone(), Instant::now()));
         if seen.0 != content {
             *seen = (content, Instant::now());
         }
@@ -240,7 +251,9 @@ impl Shared {
             if !self.owns(&state, &name) {
                 continue;
             }
-            let Some((path, holder)) = state.held.get_mut(&name) else { continue };
+            let Some((path, holder)) = state.held.get_mut(&name) else {
+                continue;
+            };
             let count: u64 = holder.beat.parse().unwrap_or(0);
             holder.beat = format!("{:020}", count + 1);
             if let Ok(text) = serde_json::to_string(holder) {
@@ -264,7 +277,11 @@ impl Holder {
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "run {} (process {} on {})", self.run, self.process.pid, self.process.host)
+        write!(
+            f,
+            "run {} (process {} on {})",
+            self.run, self.process.pid, self.process.host
+        )
     }
 }
 
@@ -280,7 +297,9 @@ mod tests {
         let (a, b) = (Leases::new(&store, "a", short), Leases::new(&store, "b", short));
         assert_eq!(a.claim("k").unwrap(), Claim::Held);
         assert_eq!(a.claim("k").unwrap(), Claim::Held);
-        let Claim::Busy(holder) = b.claim("k").unwrap() else { panic!("held twice") };
+        let Claim::Busy(holder) = b.claim("k").unwrap() else {
+            panic!("held twice")
+        };
         assert_eq!(holder.run, "a");
         // Alive, it keeps the lease well beyond the time to live.
         std::thread::sleep(3 * short);
@@ -299,7 +318,12 @@ mod tests {
         b.release("k");
         assert!(a.holds("k"));
         drop(a);
-        assert!(std::fs::read_dir(folder.path().join("leases")).unwrap().next().is_none());
+        assert!(
+            std::fs::read_dir(folder.path().join("leases"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
     }
 
     #[test]

@@ -103,7 +103,9 @@ fn check(disk: &Arc<Lossy>) -> Vec<String> {
     };
     let mut seen = Vec::new();
     for (stage, files) in STAGES {
-        let Some(found) = store.record(&record(stage, "").key) else { continue };
+        let Some(found) = store.record(&record(stage, "").key) else {
+            continue;
+        };
         for (name, text) in files {
             let path = store.object(&found.outputs["out"]).join(name);
             assert_eq!(disk.read(&path).unwrap(), text.as_bytes(), "{stage}/{name}");
