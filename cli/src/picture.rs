@@ -45,15 +45,15 @@ pub fn nodes(plan: &Plan) -> Vec<Node<'_>> {
         nodes[place].stages.push(stage);
         of_stage.insert(&stage.stage, place);
     }
-    for place in 0..nodes.len() {
-        let reads: BTreeSet<usize> = nodes[place]
+    for (place, node) in nodes.iter_mut().enumerate() {
+        let reads: BTreeSet<usize> = node
             .stages
             .iter()
             .flat_map(|stage| &stage.reads)
             .filter_map(|read| of_stage.get(read.as_str()).copied())
             .filter(|read| *read != place)
             .collect();
-        nodes[place].reads = reads.into_iter().collect();
+        node.reads = reads.into_iter().collect();
     }
     // Grouped instances may not come in order; as many rounds as there are nodes settle every graph without circles.
     for _ in 0..nodes.len() {

@@ -203,8 +203,10 @@ impl Operator for Total {
         let mut total = 0;
         for (_, table) in inputs.iter() {
             for batch in table.batches()? {
-                total += batch?
-                    .column(1)
+                let batch = batch?;
+                // Tables that were gathered have the axes first.
+                total += batch
+                    .column(batch.num_columns() - 1)
                     .as_primitive::<Int64Type>()
                     .values()
                     .iter()
