@@ -6,11 +6,12 @@ use std::path::Path;
 use super::tests::{PIPELINE, execute, registry};
 use crate::event::Event;
 use crate::graph::Graph;
+use crate::history;
 use crate::plan::{Action, Plan, Selection};
 use crate::random::{Random, Stream};
 use crate::run::{Options, Outcome, check, plan_over, run};
 use crate::spec::{Overrides, Spec};
-use crate::store::Store;
+use crate::store::{Store, pretty};
 use crate::text;
 use crate::{Error, Result};
 
@@ -262,6 +263,61 @@ fn stages_that_are_run_again_agree() {
     outcome.unwrap();
     assert_eq!(agreed, all.len());
     assert_eq!(store.objects(), before, "nothing is published");
+}
+
+/// An operator moved on, but this artifact is known to be as good as before: it is kept under the new key.
+#[test]
+fn an_old_artifact_is_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outcome, store) = execute(folder.path(), PIPELINE, 1, usize::MAX).unwrap();
+    // As if `peel` had been at version 0 when it made it.
+    let made = &outcome.records["core"];
+    let mut old = made.clone();
+    old.preimage.version = 0;
+    old.key = old.preimage.key();
+    store
+        .write_synced(
+            &folder.path().join(format!("keys/{}.json", old.key)),
+            &pretty(&old).unwrap(),
+        )
+        .unwrap();
+    std::fs::remove_file(folder.path().join(format!("keys/{}.json", made.key))).unwrap();
+    let mut record = history::read(&store, &outcome.run).unwrap();
+    record.last.insert("core".into(), old.key.clone());
+    history::write(&store, &record).unwrap();
+
+    let accept = |stage: &str| {
+        let stage = stage.to_string();
+        plan_of(folder.path(), PIPELINE, move |graph| Selection {
+            accept: graph.find(&stage).unwrap().into_iter().collect(),
+            ..Selection::default()
+        })
+    };
+    let plan = plan_of(folder.path(), PIPELINE, |_| Selection::default()).unwrap();
+    assert_eq!(plan.stages[3].because[0].to_string(), "operator version 0 -> 1");
+    let plan = accept("core").unwrap();
+    assert_eq!(plan.stages[3].action, Action::Accept);
+    assert!(plan.stages.iter().all(|stage| !stage.runs()), "what reads it is reused");
+    let options = Options::new(1, Path::new("."));
+    let outcome = run(graph(PIPELINE).unwrap(), &plan, &store, &options, &mut |_: &Event| {})
+        .unwrap()
+        .unwrap();
+    assert_eq!(outcome.ran, 0);
+    assert_eq!(
+        outcome.records["core"].accepted.as_ref(),
+        Some(&old.key),
+        "and the record says so"
+    );
+    let (outcome, _) = execute(folder.path(), PIPELINE, 1, usize::MAX).unwrap();
+    assert_eq!(outcome.ran, 0, "from now on it is reused");
+
+    // Not if anything else changed.
+    let changed = PIPELINE.replace("op: peel, input: once, k: 3", "op: peel, input: once, k: 2");
+    let errors = plan_of(folder.path(), &changed, |graph| Selection {
+        accept: graph.find("core").unwrap().into_iter().collect(),
+        ..Selection::default()
+    });
+    assert_eq!(errors.unwrap_err()[0].code, "cannot-accept");
 }
 
 /// A stage of a pipeline made at random: an operator and the stages it reads.
