@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::Result;
@@ -11,12 +12,13 @@ use sluice_engine::graph::ANY;
 use sluice_engine::operator::{Binding, Bound, Context, Input, Operator};
 use sluice_engine::table::{Shape, Tables};
 
-use crate::schema;
+use crate::{metric_rows, schema};
 
 /// One row per system and slice, one column per metric: the table a paper prints.
 ///
 /// # In
-/// Any number of inputs, each the metrics of `score_ranking`; the name of the input is the name of the system.
+/// Any number of inputs, each the metrics of `score_ranking`; the name of the input is the name of the system. Metrics
+/// gathered from a sweep (`metrics[*]`) are a system for every point: `NAME[size=13m,seed=1]`.
 ///
 /// # Out
 /// `out`: `system`, `slice`, then a column per metric and k (`recall_5`, `ndcg_5`, ...), null where a system has no value.
@@ -91,21 +93,22 @@ impl Operator for TabulateMetrics {
             let ties = schema::strings(&batch, "ties")?;
             let ks = schema::numbers::<UInt32Type>(&batch, "k")?;
             let value = schema::numbers::<Float64Type>(&batch, "value")?;
-            for slice in &self.slices {
-                let find = |metric: &str, k: u32| {
-                    (0..batch.num_rows())
-                        .find(|&row| {
+            for (point, rows) in points(&batch)? {
+                for slice in &self.slices {
+                    let find = |metric: &str, k: u32| {
+                        let found = rows.iter().find(|&&row| {
                             metrics.value(row) == metric
                                 && ks.value(row) == k
                                 && slice_of.value(row) == slice
                                 && ties.value(row) == self.ties
-                        })
-                        .map(|row| value.value(row))
-                };
-                systems.push(system.to_string());
-                slices.push(slice.clone());
-                for (column, (metric, k)) in values.iter_mut().zip(self.columns()) {
-                    column.push(find(&metric, k));
+                        });
+                        found.map(|row| value.value(*row))
+                    };
+                    systems.push(format!("{system}{point}"));
+                    slices.push(slice.clone());
+                    for (column, (metric, k)) in values.iter_mut().zip(self.columns()) {
+                        column.push(find(&metric, k));
+                    }
                 }
             }
         }
@@ -120,6 +123,40 @@ impl Operator for TabulateMetrics {
         );
         Ok(Tables::out(RecordBatch::try_new(Arc::new(self.schema()), columns)?))
     }
+}
+
+/// Rows by point of a sweep, in the order of the table: columns that metrics do not have are its axes.
+fn points(batch: &RecordBatch) -> Result<Vec<(String, Vec<usize>)>> {
+    let own = metric_rows::fields();
+    let schema = batch.schema();
+    let mut axes = Vec::new();
+    let options = FormatOptions::default();
+    for (field, column) in schema.fields().iter().zip(batch.columns()) {
+        if !own.iter().any(|own| own.name() == field.name()) {
+            axes.push((field.name(), ArrayFormatter::try_new(column, &options)?));
+        }
+    }
+    let mut points: Vec<(String, Vec<usize>)> = Vec::new();
+    for row in 0..batch.num_rows() {
+        let parts: Vec<String> = axes
+            .iter()
+            .map(|(name, value)| format!("{name}={}", value.value(row)))
+            .collect();
+        let point = if parts.is_empty() {
+            String::new()
+        } else {
+            format!("[{}]", parts.join(","))
+        };
+        // A point's rows come together: it is the last one, or new.
+        match points.last_mut().filter(|(last, _)| *last == point) {
+            Some((_, rows)) => rows.push(row),
+            None => points.push((point, vec![row])),
+        }
+    }
+    if points.is_empty() {
+        points.push((String::new(), Vec::new()));
+    }
+    Ok(points)
 }
 
 impl TabulateMetrics {

@@ -226,3 +226,40 @@ fn changes_on_beauty_run_what_depends_on_them() {
     copy("items.jsonl.gz");
     assert!(run(&[]).ran().is_empty(), "going back runs nothing");
 }
+
+/// A parameter, keys under names and the run's seed as axes; an aggregating stage reads every instance.
+#[test]
+fn gathered_metrics_are_a_system_a_point() {
+    let pipeline = "pipeline: grid
+params: { users: 100 }
+stages:
+  shop:    { op: synthesize, users: \"${users}\", items: 120 }
+  core:    { op: filter_kcore, input: shop.interactions, k: 3 }
+  split:   { op: split_leave_one_out, input: core }
+  popular: { op: rank_popularity, inputs: { train: split.train, histories: split.test, items: shop.items } }
+  metrics: { op: score_ranking, inputs: { ranked: popular, targets: split.test }, resamples: 0 }
+  table:   { op: tabulate_metrics, inputs: { popular: \"metrics[*]\" } }
+sweep:
+  axes:
+    users: [100, 150]
+    core_k: { three: { core.k: 3 }, four: { core.k: 4 } }
+    seed: [1, 2]
+  exclude: [{ users: 150, core_k: four }]
+show: [table]
+";
+    let sluice = Sluice::with(&[("grid.yaml", pipeline)]);
+    let done = sluice.succeed(&["run", "grid.yaml", "--jobs=2", "--quiet"]);
+    let rows: Vec<&str> = done.out.lines().filter(|line| line.starts_with("popular[")).collect();
+    assert_eq!(rows.len(), 6, "{}", done.out);
+    assert!(
+        rows[0].starts_with("popular[users=100,core_k=three,seed=1]"),
+        "{}",
+        done.out
+    );
+    let values: BTreeSet<&str> = rows
+        .iter()
+        .filter_map(|row| row.split_once("all"))
+        .map(|row| row.1)
+        .collect();
+    assert!(values.len() > 4, "every point has values of its own: {}", done.out);
+}
