@@ -121,7 +121,7 @@ impl Operator for Gather {
         for (index, axis) in self.axes.iter().enumerate() {
             if schema.field_with_name(axis).is_ok() {
                 let message = format!("axis \"{axis}\" has the name of a column");
-                let hint = "name the axis otherwise: NAME: { set: STAGE.KEY, to: [...] }";
+                let hint = "name the axis otherwise: NAME: { set: WHAT IT SETS, to: [...] }";
                 binding.input_problem(&first, Error::user("duplicate-column", message).hint(hint));
             }
             fields.push(Field::new(axis, self.kind(index), false));

@@ -231,9 +231,9 @@ fn changes_on_beauty_run_what_depends_on_them() {
 #[test]
 fn gathered_metrics_are_a_system_a_point() {
     let pipeline = "pipeline: grid
-params: { users: 100 }
+params: { size: 100 }
 stages:
-  shop:    { op: synthesize, users: \"${users}\", items: 120 }
+  shop:    { op: synthesize, users: \"${size}\", items: 120 }
   core:    { op: filter_kcore, input: shop.interactions, k: 3 }
   split:   { op: split_leave_one_out, input: core }
   popular: { op: rank_popularity, inputs: { train: split.train, histories: split.test, items: shop.items } }
@@ -241,10 +241,10 @@ stages:
   table:   { op: tabulate_metrics, inputs: { popular: \"metrics[*]\" } }
 sweep:
   axes:
-    users: [100, 150]
+    size: [100, 150]
     core_k: { three: { core.k: 3 }, four: { core.k: 4 } }
     seed: [1, 2]
-  exclude: [{ users: 150, core_k: four }]
+  exclude: [{ size: 150, core_k: four }]
 show: [table]
 ";
     let sluice = Sluice::with(&[("grid.yaml", pipeline)]);
@@ -252,7 +252,7 @@ show: [table]
     let rows: Vec<&str> = done.out.lines().filter(|line| line.starts_with("popular[")).collect();
     assert_eq!(rows.len(), 6, "{}", done.out);
     assert!(
-        rows[0].starts_with("popular[users=100,core_k=three,seed=1]"),
+        rows[0].starts_with("popular[size=100,core_k=three,seed=1]"),
         "{}",
         done.out
     );
