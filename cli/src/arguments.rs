@@ -1,12 +1,14 @@
 //! The command line.
 
 mod past;
+mod sql;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use past::{Diff, Gc, Logs, Pin, Runs, Store, StoreCommand, Verify, Why};
+pub use sql::{Sql, SqlFormat};
 
 /// Generative-recommendation experiments as dataflow.
 ///
@@ -35,6 +37,8 @@ pub enum Command {
     Ops(Ops),
     /// Show a stage's table: schema, rows, first rows, manifest
     Show(Show),
+    /// Ask the store in SQL: tables of stages, runs, live metrics; without a statement a shell opens
+    Sql(Box<Sql>),
     /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
     Compare(Compare),
     /// Say why a stage runs, or ran: what changed, followed upstream to the roots

@@ -46,7 +46,7 @@ pub fn load(pipeline: &arguments::Pipeline) -> Result<Checked, Vec<Error>> {
 }
 
 /// `--data`, else `SLUICE_DATA`, else `data/`, as an absolute path.
-fn data_root(flag: Option<&Path>) -> PathBuf {
+pub fn data_root(flag: Option<&Path>) -> PathBuf {
     let chosen = match (flag, std::env::var_os("SLUICE_DATA")) {
         (Some(flag), _) => flag.to_path_buf(),
         (None, Some(variable)) => PathBuf::from(variable),

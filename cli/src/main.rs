@@ -19,7 +19,10 @@ mod remote;
 mod run;
 mod runs;
 mod schema;
+mod shell;
 mod show;
+mod signals;
+mod sql;
 mod store;
 mod typeset;
 mod verify;
@@ -39,6 +42,7 @@ fn main() {
         Command::Run(command) => run::run(command),
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
+        Command::Sql(command) => sql::sql(command),
         Command::Compare(command) => compare::compare(command),
         Command::Why(command) => why::why(command),
         Command::Diff(command) => diff::diff(command),

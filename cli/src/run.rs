@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use sluice_engine::Error;
 use sluice_engine::expect;
-use sluice_engine::operator::Cancel;
 use sluice_engine::run::{Options, run as execute};
 use sluice_engine::runtime::Resources;
 use sluice_engine::slots::Machine;
@@ -14,6 +13,7 @@ use crate::check::{load, planned, preview, within};
 use crate::display::{head, say};
 use crate::progress::watch;
 use crate::remote::store_of;
+use crate::signals::cancel_on_ctrl_c;
 
 /// Rows printed of a table under `show:`.
 const SHOW_ROWS: usize = 100;
@@ -37,16 +37,7 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
     {
         eprintln!("{text}");
     }
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // A second Ctrl-C does not wait.
-    let installed = ctrlc::set_handler(move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    });
-    installed.map_err(|error| vec![Error::device("signal", format!("cannot handle Ctrl-C: {error}"))])?;
+    let cancel = cancel_on_ctrl_c()?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = command.workers.map_or(cores, usize::from);
     let options = Options {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use sluice_engine::Error;
 use sluice_engine::event::Event;
 use sluice_engine::key::digest;
-use sluice_engine::operator::Cancel;
 use sluice_engine::plan::{Action, Plan};
 use sluice_engine::run::{Options, check, run};
 
@@ -13,6 +12,7 @@ use crate::arguments;
 use crate::check::{load, planned};
 use crate::display::say;
 use crate::remote::store_of;
+use crate::signals::cancel_on_ctrl_c;
 
 /// `sluice verify PIPELINE`.
 pub fn verify(command: &arguments::Verify) -> Result<(), Vec<Error>> {
@@ -50,16 +50,7 @@ pub fn verify(command: &arguments::Verify) -> Result<(), Vec<Error>> {
         );
         return Err(vec![error.hint("\"sluice run PIPELINE\" makes them")]);
     }
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // A second Ctrl-C does not wait.
-    let installed = ctrlc::set_handler(move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    });
-    installed.map_err(|error| vec![Error::device("signal", format!("cannot handle Ctrl-C: {error}"))])?;
+    let cancel = cancel_on_ctrl_c()?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let names: Vec<String> = chosen.iter().map(|index| plan.stages[*index].stage.clone()).collect();
     let options = Options {

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod harness;
 pub mod history;
 pub mod inspect;
+mod journal;
 pub mod key;
 pub mod operator;
 pub mod partition;

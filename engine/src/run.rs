@@ -10,12 +10,13 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Watch};
 use crate::graph::{Graph, Stage};
 use crate::history::{self, RunRecord, RunState, last_run, now};
+use crate::journal::Teller;
 use crate::key::Preimage;
 use crate::operator::Cancel;
 use crate::plan::{Action, Cost, Memory, Plan, Selection, plan};
 use crate::process::Process;
 use crate::runtime::{Coordinator, Job, Resources, execute};
-use crate::scheduler::{Scheduler, State, Teller};
+use crate::scheduler::{Scheduler, State};
 use crate::slots::Machine;
 use crate::store::{KeyRecord, Store};
 

@@ -14,6 +14,9 @@
 pub mod lease;
 #[cfg(test)]
 mod model;
+mod record;
+
+pub use record::{FileEntry, KeyRecord, Manifest, Usage, content_digest, describe, static_digest, type_name};
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -21,98 +24,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::disk::{Disk, Os};
 use crate::error::{Error, Result};
-use crate::key::{Preimage, digest};
-use crate::operator::Notes;
+use crate::key::Preimage;
 use crate::process::{host, is_stamp_of_the_gone, stamp};
-use crate::table::{Shape, Table, read_part};
-
-/// What a finished stage left: the record of a key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KeyRecord {
-    /// The key.
-    pub key: String,
-    /// What was hashed.
-    pub preimage: Preimage,
-    /// Content digest by output port.
-    pub outputs: BTreeMap<String, String>,
-    /// Rows by output port.
-    pub rows: BTreeMap<String, u64>,
-    /// Bytes of all outputs.
-    pub bytes: u64,
-    /// Wall-clock seconds from start to publication.
-    pub seconds: f64,
-    /// Seconds spent inside the operator, summed over workers.
-    pub busy_seconds: f64,
-    /// What the operator said.
-    pub notes: Notes,
-    /// The run that made it.
-    pub run: String,
-    /// What of the machine it used.
-    #[serde(default)]
-    pub usage: Usage,
-    /// The key whose artifacts these are, if they were kept although the operator's version moved (`--accept`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accepted: Option<String>,
-}
-
-/// What the process used while a stage ran; stages that ran at the same time share it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Processor seconds.
-    pub cpu_seconds: f64,
-    /// Most resident memory seen, in bytes.
-    pub peak_memory: u64,
-    /// Ids of the devices it was given.
-    pub gpus: Vec<usize>,
-}
-
-/// `manifest.json` of an artifact: it describes itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Content digest, the name of the folder.
-    pub digest: String,
-    /// `table` or the layout of a folder.
-    pub layout: String,
-    /// Columns of a table: name, type, nullable.
-    pub schema: Vec<Value>,
-    /// Rows of a table.
-    pub rows: u64,
-    /// Files in order, with bytes and digests.
-    pub files: Vec<FileEntry>,
-    /// The output port.
-    pub port: String,
-    /// What made it.
-    pub preimage: Preimage,
-    /// The stage that made it first.
-    pub stage: String,
-    /// The run that made it first.
-    pub run: String,
-    /// Wall-clock seconds of the stage.
-    pub seconds: f64,
-    /// What the operator said.
-    pub notes: Notes,
-    /// Version of the program.
-    pub software: String,
-}
-
-/// A file of an artifact.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FileEntry {
-    /// Path inside the artifact.
-    pub name: String,
-    /// Length.
-    pub bytes: u64,
-    /// BLAKE3 of the content.
-    pub digest: String,
-    /// Rows, for parts of tables.
-    pub rows: u64,
-}
+use crate::table::{Table, read_part};
 
 /// A store elsewhere, asked when a key or an artifact is not here.
 pub trait Remote: Send + Sync {
@@ -421,6 +340,15 @@ impl Store {
         Ok(Table::Parts(schema, parts))
     }
 
+    /// An artifact's manifest and the paths of its files, for those who only look: content is not compared with the
+    /// digests, as [`Store::table`] does.
+    pub fn look(&self, digest: &str) -> Result<(Manifest, Vec<PathBuf>)> {
+        let manifest = self.manifest(digest)?;
+        let folder = self.object(digest);
+        let paths = manifest.files.iter().map(|file| folder.join(&file.name)).collect();
+        Ok((manifest, paths))
+    }
+
     /// Moves a finished port out of an attempt into the store and returns its digest. The move is one rename
     /// of a folder whose content is on disk; a crash leaves nothing or the whole.
     pub fn publish(&self, folder: &Path, mut manifest: Manifest) -> Result<String> {
@@ -508,6 +436,23 @@ impl Store {
             })
             .collect();
         format!("{}@{}-{label}", stamp(), host())
+    }
+
+    /// Folders of attempts under way at a stage of a run: for those who look at parts before they are published.
+    pub fn attempts(&self, run: &str, stage: &str) -> Vec<PathBuf> {
+        let label = Self::attempt_name(stage);
+        let stage = label.strip_prefix(&Self::attempt_name("")).unwrap_or(stage);
+        let run = format!("-{run}-");
+        let of_stage = |name: &String| {
+            let rest = name.split_once(&run).and_then(|(_, rest)| rest.split_once('-'));
+            rest.is_some_and(|(index, rest)| index.parse::<usize>().is_ok() && rest == stage)
+        };
+        let names = self.disk.list(&self.root.join("tmp")).unwrap_or_default();
+        names
+            .iter()
+            .filter(|name| of_stage(name))
+            .map(|name| self.attempt_folder(name))
+            .collect()
     }
 
     /// What the name of the sign of a run begins with; see [`Store::discard_abandoned`].
@@ -642,50 +587,6 @@ impl Store {
     }
 }
 
-/// The digest of an artifact: of its layout and the names and contents of its files.
-pub fn content_digest(manifest: &Manifest) -> String {
-    let names: Vec<String> = manifest
-        .files
-        .iter()
-        .map(|file| format!("{}\0{}", file.name, file.digest))
-        .collect();
-    digest(&format!("sluice {}", manifest.layout), &names.join("\n"))
-}
-
-/// Columns of a schema as the manifest lists them.
-pub fn describe(shape: &Shape) -> Vec<Value> {
-    let Some(schema) = shape.schema() else {
-        return Vec::new();
-    };
-    let field = |field: &Arc<Field>| {
-        let mut entry = Map::new();
-        entry.insert("name".into(), field.name().clone().into());
-        entry.insert("type".into(), type_name(field.data_type()).into());
-        entry.insert("nullable".into(), field.is_nullable().into());
-        let metadata: BTreeMap<_, _> = field.metadata().iter().collect();
-        for (key, value) in metadata {
-            entry.insert(key.clone(), value.clone().into());
-        }
-        Value::Object(entry)
-    };
-    schema.fields().iter().map(field).collect()
-}
-
-/// A short name of a type: `List<Utf8>`, `FixedSizeList<Float32; 64>`.
-pub fn type_name(kind: &DataType) -> String {
-    match kind {
-        DataType::List(item) => format!("List<{}>", type_name(item.data_type())),
-        DataType::FixedSizeList(item, size) => format!("FixedSizeList<{}; {size}>", type_name(item.data_type())),
-        DataType::Timestamp(unit, zone) => {
-            format!(
-                "Timestamp<{unit:?}{}>",
-                zone.as_ref().map(|zone| format!(", {zone}")).unwrap_or_default()
-            )
-        }
-        other => other.to_string(),
-    }
-}
-
 /// The empty schema of a table with no columns, for manifests of folders.
 pub fn no_schema() -> SchemaRef {
     Arc::new(Schema::empty())
@@ -717,15 +618,6 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
             Err(error) => return Err(Error::io("read", path, &error)),
         }
     }
-}
-
-/// What keys share whose pre-images are equal apart from their inputs.
-pub fn static_digest(preimage: &Preimage) -> String {
-    let alone = Preimage {
-        inputs: BTreeMap::new(),
-        ..preimage.clone()
-    };
-    alone.key()
 }
 
 fn damaged(path: &Path, what: &str) -> Error {

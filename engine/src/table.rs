@@ -186,6 +186,16 @@ pub fn read_part(path: &Path) -> Result<ParquetRecordBatchReader> {
         .map_err(|error| damaged(path, &error))
 }
 
+/// The columns of a Parquet part. Reads its footer only.
+pub fn schema_of_part(path: &Path) -> Result<SchemaRef> {
+    Ok(open_part(path)?.schema().clone())
+}
+
+/// Rows of a Parquet part, if it is finished: its footer is written last.
+pub fn rows_of_part(path: &Path) -> Result<u64> {
+    Ok(open_part(path)?.metadata().file_metadata().num_rows() as u64)
+}
+
 fn open_part(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
     let file = File::open(path).map_err(|error| Error::io("read", path, &error))?;
     ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| damaged(path, &error))

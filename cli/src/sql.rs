@@ -1,0 +1,199 @@
+//! `sluice sql`: statements over the store, from the command line, a file, the standard input or a shell.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sluice_engine::store::Store;
+use sluice_engine::{Error, Result};
+use sluice_sql::output::{self, Format, Show};
+use sluice_sql::{Limits, Rows, Session, Source, Statement, queries};
+
+use crate::arguments::{self, SqlFormat};
+use crate::check::data_root;
+use crate::display::{count, say};
+use crate::shell;
+use crate::signals::cancel_on_ctrl_c;
+
+/// Rows and characters of a cell that a table shows unless all are asked for.
+const SHOWN: Show = Show { rows: 1000, cell: 80 };
+
+/// `sluice sql`.
+pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
+    if command.query.as_deref() == Some("") {
+        for query in queries::all() {
+            say!("{}\n    {}", query.usage(), query.about);
+        }
+        return Ok(());
+    }
+    let one = |error: Error| vec![error];
+    let store = Store::existing(&command.store).map_err(one)?;
+    let limits = Limits {
+        threads: command.threads.map_or(0, usize::from),
+        memory: command.memory,
+        spill: None,
+        timeout: command.timeout.map(Duration::from_secs_f64),
+    };
+    let source = Source {
+        store,
+        registry: sluice_operators::registry(),
+        run: command.run.clone(),
+        data_root: data_root(command.data.as_deref()),
+        any_file: command.allow_files,
+    };
+    let cancel = cancel_on_ctrl_c()?;
+    let session = Session::new(&limits, &cancel).map_err(one)?.over(source).map_err(one)?;
+    let Some(text) = text(command).map_err(one)? else {
+        return shell::shell(session, &cancel).map_err(one);
+    };
+    let params = params(&command.params).map_err(one)?;
+    let statements = Statement::parse_all(&text).map_err(one)?;
+    if statements.is_empty() {
+        return Err(one(Error::user("empty-statement", "there is no statement to run")));
+    }
+    let format = format(command).map_err(one)?;
+    if format.is_binary() && statements.len() > 1 {
+        let message = format!(
+            "{} statements do not fit into one file of this format",
+            statements.len()
+        );
+        return Err(one(Error::user("many-statements", message)));
+    }
+    let show = if command.all || command.output.is_some() {
+        Show::ALL
+    } else {
+        SHOWN
+    };
+    let mut file = match &command.output {
+        Some(path) => {
+            let made = File::create(path).map_err(|error| one(Error::io("write", path, &error)))?;
+            Some(BufWriter::with_capacity(1 << 20, made))
+        }
+        None => None,
+    };
+    for statement in statements {
+        let started = Instant::now();
+        let rows = session.run_with(&statement, &params).map_err(one)?;
+        let written = match &mut file {
+            Some(file) => write(rows, format, show, file),
+            None => print(rows, format, show),
+        };
+        let written = written.map_err(one)?;
+        if command.timing {
+            eprintln!(
+                "{} rows in {:.1} ms",
+                count(written),
+                started.elapsed().as_secs_f64() * 1e3
+            );
+        }
+    }
+    let flushed = file.map_or(Ok(()), |mut file| file.flush());
+    flushed.map_err(|error| {
+        one(Error::io(
+            "write",
+            command.output.as_deref().unwrap_or("".as_ref()),
+            &error,
+        ))
+    })
+}
+
+/// The statements to run; `None` for a shell.
+fn text(command: &arguments::Sql) -> Result<Option<String>> {
+    let stdin = || {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|error| Error::io("read", "the standard input".as_ref(), &error))?;
+        Ok(Some(text))
+    };
+    if let Some(name) = &command.query {
+        return Ok(Some(queries::find(name)?.text.to_string()));
+    }
+    match (&command.statement, &command.file) {
+        (Some(statement), _) if statement == "-" => stdin(),
+        (Some(statement), _) => Ok(Some(statement.clone())),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
+            Ok(Some(text))
+        }
+        (None, None) if std::io::stdin().is_terminal() => Ok(None),
+        (None, None) => stdin(),
+    }
+}
+
+fn params(given: &[String]) -> Result<Vec<(String, String)>> {
+    let split = |param: &String| match param.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_string(), value.to_string())),
+        _ => Err(Error::user("bad-param", format!("\"{param}\" is no NAME=VALUE"))),
+    };
+    given.iter().map(split).collect()
+}
+
+fn format(command: &arguments::Sql) -> Result<Format> {
+    let chosen = command.format.map(|format| match format {
+        SqlFormat::Table => Format::Table,
+        SqlFormat::Csv => Format::Csv,
+        SqlFormat::Json => Format::Json,
+        SqlFormat::Ndjson => Format::Ndjson,
+        SqlFormat::Parquet => Format::Parquet,
+        SqlFormat::Arrow => Format::Arrow,
+        SqlFormat::Markdown => Format::Markdown,
+        SqlFormat::Latex => Format::Latex,
+    });
+    let name = command.output.as_ref().map(|path| path.to_string_lossy().to_string());
+    let format = chosen.or_else(|| Format::of_file(&name?)).unwrap_or(Format::Table);
+    if format.is_binary() && command.output.is_none() && std::io::stdout().is_terminal() {
+        let error = Error::user("binary-output", "this format is not for a terminal");
+        return Err(error.hint("write it to a file: --output FILE, or into a pipe"));
+    }
+    Ok(format)
+}
+
+fn write(rows: Rows, format: Format, show: Show, out: &mut dyn Write) -> Result<u64> {
+    let schema = rows.schema();
+    output::write(&schema, rows, format, show, out)
+}
+
+/// Prints rows; a table that is higher than the terminal goes through the pager.
+pub fn print(rows: Rows, format: Format, show: Show) -> Result<u64> {
+    if format != Format::Table || !std::io::stdout().is_terminal() {
+        let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+        let written = write(rows, format, show, &mut out);
+        return match written.and_then(|count| out.flush().map(|()| count).map_err(|error| lost(&error))) {
+            Err(error) if error.code == "broken-pipe" => Ok(0),
+            other => other,
+        };
+    }
+    let mut text = Vec::new();
+    let written = write(rows, format, show, &mut text)?;
+    page(&text);
+    Ok(written)
+}
+
+fn lost(error: &std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Error::device("broken-pipe", "nobody reads the output"),
+        _ => Error::device("cannot-write", format!("cannot write the output: {error}")),
+    }
+}
+
+/// Text to the terminal, through `$PAGER` (else `less`) if it does not fit.
+fn page(text: &[u8]) {
+    let lines = text.iter().filter(|byte| **byte == b'\n').count();
+    let height = terminal_size::terminal_size().map_or(24, |(_, height)| usize::from(height.0));
+    if lines + 1 > height {
+        let pager = std::env::var("PAGER").unwrap_or_else(|_| "less -SFX".to_string());
+        let mut words = pager.split_whitespace();
+        let started = words
+            .next()
+            .filter(|program| *program != "cat")
+            .and_then(|program| Command::new(program).args(words).stdin(Stdio::piped()).spawn().ok());
+        if let Some(mut child) = started {
+            // A pager may be left before it read everything.
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(text));
+            let _ = child.wait();
+            return;
+        }
+    }
+    say!("{}", String::from_utf8_lossy(text).trim_end());
+}

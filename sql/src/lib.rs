@@ -1,0 +1,24 @@
+//! SQL over artifacts, runs and events, with DataFusion: what `sluice sql`, the `sql` operator and the server share.
+//!
+//! A [`Session`] plans and runs statements, within limits. What it sees are tables: those of a store
+//! or of a stage's inputs ([`stage`]). Statements only read: see [`statement`].
+//! Inside, the crate is async; whoever calls it just waits.
+
+mod catalog;
+mod columns;
+mod failure;
+mod folder;
+pub mod functions;
+mod live;
+pub mod output;
+mod parts;
+pub mod queries;
+mod scope;
+pub mod session;
+pub mod stage;
+pub mod statement;
+pub mod system;
+
+pub use catalog::Source;
+pub use session::{Limits, Rows, Session};
+pub use statement::Statement;

@@ -1,0 +1,379 @@
+//! Rows as files and as text: CSV, JSON, Parquet, Arrow; aligned tables, Markdown, LaTeX.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::csv::WriterBuilder;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::ipc::writer::FileWriter;
+use arrow::json::writer::{ArrayWriter, LineDelimitedWriter};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use sluice_engine::{Error, Kind, Result};
+
+/// How rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Aligned columns, for people.
+    Table,
+    /// Comma-separated values with a header; lists as JSON.
+    Csv,
+    /// One JSON array of objects.
+    Json,
+    /// A JSON object a line.
+    Ndjson,
+    /// A Parquet file.
+    Parquet,
+    /// An Arrow IPC file (Feather).
+    Arrow,
+    /// A Markdown table.
+    Markdown,
+    /// A LaTeX `tabular` with the rules of `booktabs`.
+    Latex,
+}
+
+impl Format {
+    /// Whether it is bytes that no terminal should see.
+    pub fn is_binary(self) -> bool {
+        matches!(self, Format::Parquet | Format::Arrow)
+    }
+
+    /// The format that the ending of a file name tells.
+    pub fn of_file(name: &str) -> Option<Format> {
+        let (_, ending) = name.rsplit_once('.')?;
+        Some(match ending {
+            "txt" => Format::Table,
+            "csv" => Format::Csv,
+            "json" => Format::Json,
+            "ndjson" | "jsonl" => Format::Ndjson,
+            "parquet" => Format::Parquet,
+            "arrow" | "feather" => Format::Arrow,
+            "md" => Format::Markdown,
+            "tex" => Format::Latex,
+            _ => return None,
+        })
+    }
+}
+
+/// How much of a result a table for people shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Show {
+    /// Most rows; the number of those left out is told.
+    pub rows: usize,
+    /// Most characters of a cell.
+    pub cell: usize,
+}
+
+impl Show {
+    /// Everything.
+    pub const ALL: Show = Show {
+        rows: usize::MAX,
+        cell: usize::MAX,
+    };
+}
+
+/// Writes rows; returns their number. Formats for machines are written as rows come, in little memory.
+pub fn write(
+    schema: &SchemaRef,
+    rows: impl Iterator<Item = Result<RecordBatch>>,
+    format: Format,
+    show: Show,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    match format {
+        Format::Table | Format::Markdown | Format::Latex => text(schema, rows, format, show, out),
+        Format::Csv => csv(schema, rows, out),
+        Format::Json => {
+            let mut writer = ArrayWriter::new(out);
+            let count = each(rows, |batch| Ok(writer.write(batch)?))?;
+            writer.finish()?;
+            writer.into_inner().write_all(b"\n").map_err(lost)?;
+            Ok(count)
+        }
+        Format::Ndjson => {
+            let mut writer = LineDelimitedWriter::new(out);
+            let count = each(rows, |batch| Ok(writer.write(batch)?))?;
+            writer.finish()?;
+            Ok(count)
+        }
+        Format::Arrow => {
+            let mut writer = FileWriter::try_new(out, schema)?;
+            let count = each(rows, |batch| Ok(writer.write(batch)?))?;
+            writer.finish()?;
+            Ok(count)
+        }
+        Format::Parquet => {
+            let level = ZstdLevel::try_new(1).map_err(|error| Error::internal(error.to_string()))?;
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::ZSTD(level))
+                .build();
+            // The writer wants to own what it writes to, and to send it along.
+            let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties))?;
+            let mut written = 0;
+            let count = each(rows, |batch| {
+                writer.write(batch)?;
+                let buffer = writer.inner_mut();
+                written += buffer.len();
+                out.write_all(buffer).map_err(lost)?;
+                buffer.clear();
+                Ok(())
+            })?;
+            let rest = writer.into_inner()?;
+            out.write_all(&rest).map_err(lost)?;
+            Ok(count)
+        }
+    }
+}
+
+fn each(
+    rows: impl Iterator<Item = Result<RecordBatch>>,
+    mut take: impl FnMut(&RecordBatch) -> Result<()>,
+) -> Result<u64> {
+    let mut count = 0;
+    for batch in rows {
+        let batch = batch?;
+        count += batch.num_rows() as u64;
+        take(&batch)?;
+    }
+    Ok(count)
+}
+
+/// CSV has no lists, so they are written as JSON.
+fn csv(schema: &SchemaRef, rows: impl Iterator<Item = Result<RecordBatch>>, out: &mut dyn Write) -> Result<u64> {
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|field| match field.data_type().is_nested() {
+            true => Field::new(field.name(), DataType::Utf8, field.is_nullable()),
+            false => field.as_ref().clone(),
+        })
+        .collect();
+    let flat = Arc::new(Schema::new(fields));
+    let mut writer = WriterBuilder::new().with_header(true).build(out);
+    // The header is written with the first batch, so an empty result still has one.
+    writer.write(&RecordBatch::new_empty(flat.clone()))?;
+    each(rows, |batch| {
+        let columns = batch.columns().iter().map(flattened).collect::<Result<Vec<_>>>()?;
+        Ok(writer.write(&RecordBatch::try_new(flat.clone(), columns)?)?)
+    })
+}
+
+fn flattened(column: &ArrayRef) -> Result<ArrayRef> {
+    if !column.data_type().is_nested() {
+        return Ok(column.clone());
+    }
+    let options = FormatOptions::default();
+    let formatter = ArrayFormatter::try_new(column, &options)?;
+    let cell = |row: usize| column.is_valid(row).then(|| formatter.value(row).to_string());
+    let texts: arrow::array::StringArray = (0..column.len()).map(cell).collect();
+    Ok(Arc::new(texts))
+}
+
+/// A table that is laid out as a whole, so its rows are held.
+fn text(
+    schema: &SchemaRef,
+    rows: impl Iterator<Item = Result<RecordBatch>>,
+    format: Format,
+    show: Show,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    let show = if format == Format::Table { show } else { Show::ALL };
+    let mut cells: Vec<Vec<String>> = vec![schema.fields().iter().map(|field| field.name().clone()).collect()];
+    let numeric: Vec<bool> = schema
+        .fields()
+        .iter()
+        .map(|field| field.data_type().is_numeric())
+        .collect();
+    let count = each(rows, |batch| {
+        let take = batch
+            .num_rows()
+            .min((show.rows.saturating_add(1)).saturating_sub(cells.len()));
+        cells.extend(rendered(&batch.slice(0, take), show.cell)?);
+        Ok(())
+    })?;
+    let shown = (cells.len() - 1) as u64;
+    let text = match format {
+        Format::Markdown => markdown(&cells, &numeric),
+        Format::Latex => latex(&cells, &numeric),
+        _ => aligned(&cells, &numeric),
+    };
+    out.write_all(text.as_bytes()).map_err(lost)?;
+    if shown < count {
+        let more = format!(
+            "… {} more rows: --all shows them, --format csv writes them\n",
+            count - shown
+        );
+        out.write_all(more.as_bytes()).map_err(lost)?;
+    }
+    Ok(count)
+}
+
+/// The cells of a batch. Numbers are written as they are: what is shown is what is stored.
+fn rendered(batch: &RecordBatch, width: usize) -> Result<Vec<Vec<String>>> {
+    let options = FormatOptions::default().with_null("");
+    let columns = batch.columns().iter();
+    let formatters = columns
+        .map(|column| ArrayFormatter::try_new(column, &options))
+        .collect::<Result<Vec<_>, _>>()?;
+    let cell = |row: usize, formatter: &ArrayFormatter| {
+        let text = formatter.value(row).try_to_string()?;
+        let text = text.replace(['\n', '\r', '\t'], " ");
+        Ok(match text.chars().count() > width {
+            true => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+            false => text,
+        })
+    };
+    let row = |row: usize| {
+        formatters
+            .iter()
+            .map(|formatter| cell(row, formatter))
+            .collect::<Result<Vec<_>>>()
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+fn widths(cells: &[Vec<String>]) -> Vec<usize> {
+    let columns = cells.first().map_or(0, Vec::len);
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    (0..columns).map(width).collect()
+}
+
+fn padded(row: &[String], widths: &[usize], numeric: &[bool], between: &str) -> String {
+    let cell = |column: usize| {
+        let space = " ".repeat(widths[column].saturating_sub(row[column].chars().count()));
+        match numeric[column] {
+            true => format!("{space}{}", row[column]),
+            false => format!("{}{space}", row[column]),
+        }
+    };
+    (0..row.len()).map(cell).collect::<Vec<_>>().join(between)
+}
+
+fn aligned(cells: &[Vec<String>], numeric: &[bool]) -> String {
+    let widths = widths(cells);
+    let mut lines = Vec::new();
+    for (number, row) in cells.iter().enumerate() {
+        lines.push(padded(row, &widths, numeric, "  ").trim_end().to_string());
+        if number == 0 {
+            let rule: Vec<String> = widths.iter().map(|width| "─".repeat(*width)).collect();
+            lines.push(rule.join("  "));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn markdown(cells: &[Vec<String>], numeric: &[bool]) -> String {
+    let escaped: Vec<Vec<String>> = cells
+        .iter()
+        .map(|row| row.iter().map(|cell| cell.replace('|', "\\|")).collect())
+        .collect();
+    let widths: Vec<usize> = widths(&escaped).into_iter().map(|width| width.max(3)).collect();
+    let mut lines = Vec::new();
+    for (number, row) in escaped.iter().enumerate() {
+        lines.push(format!("| {} |", padded(row, &widths, numeric, " | ")));
+        if number == 0 {
+            let rule = |(width, numeric): (&usize, &bool)| match numeric {
+                true => format!("{}:", "-".repeat(width - 1)),
+                false => "-".repeat(*width),
+            };
+            let rules: Vec<String> = widths.iter().zip(numeric).map(rule).collect();
+            lines.push(format!("| {} |", rules.join(" | ")));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn latex(cells: &[Vec<String>], numeric: &[bool]) -> String {
+    let columns: String = numeric.iter().map(|numeric| if *numeric { 'r' } else { 'l' }).collect();
+    let mut text = format!("\\begin{{tabular}}{{{columns}}}\n\\toprule\n");
+    for (number, row) in cells.iter().enumerate() {
+        let row: Vec<String> = row.iter().map(|cell| escaped_latex(cell)).collect();
+        text.push_str(&format!("{} \\\\\n", row.join(" & ")));
+        if number == 0 {
+            text.push_str("\\midrule\n");
+        }
+    }
+    text + "\\bottomrule\n\\end{tabular}\n"
+}
+
+fn escaped_latex(cell: &str) -> String {
+    let mut text = String::new();
+    for letter in cell.chars() {
+        match letter {
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => text.extend(['\\', letter]),
+            '\\' => text.push_str("\\textbackslash{}"),
+            '~' => text.push_str("\\textasciitilde{}"),
+            '^' => text.push_str("\\textasciicircum{}"),
+            '…' => text.push_str("\\dots{}"),
+            other => text.push(other),
+        }
+    }
+    text
+}
+
+/// An output that cannot be written; a reader that went away is told by its code.
+fn lost(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Error::new(Kind::Device, "broken-pipe", "nobody reads the output"),
+        _ => Error::new(
+            Kind::Device,
+            "cannot-write",
+            format!("cannot write the output: {error}"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_engine::text::parse;
+
+    fn written(format: Format, show: Show) -> String {
+        let batch = parse(
+            "item:str | n:i64 | share:f64 | codes:[u16;2]
+             a&b | 12 | 0.25 | 1,2
+             null | 7 | null | 3,4",
+        );
+        let batch = batch.unwrap();
+        let mut out = Vec::new();
+        write(&batch.schema(), [Ok(batch)].into_iter(), format, show, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn text_formats_hold_what_is_there() {
+        assert_eq!(
+            written(Format::Table, Show::ALL),
+            "item   n  share  codes\n────  ──  ─────  ──────\na&b   12   0.25  [1, 2]\n       7         [3, 4]\n"
+        );
+        assert_eq!(
+            written(Format::Csv, Show::ALL),
+            "item,n,share,codes\na&b,12,0.25,\"[1, 2]\"\n,7,,\"[3, 4]\"\n"
+        );
+        assert_eq!(
+            written(Format::Markdown, Show::ALL),
+            "| item |   n | share | codes  |\n| ---- | --: | ----: | ------ |\n| a&b  |  12 |  0.25 | [1, 2] |\n|      |   7 |       | [3, 4] |\n"
+        );
+        let latex = written(Format::Latex, Show::ALL);
+        assert!(latex.contains("a\\&b & 12 & 0.25 & [1, 2] \\\\"), "{latex}");
+        assert_eq!(
+            written(Format::Ndjson, Show::ALL),
+            "{\"item\":\"a&b\",\"n\":12,\"share\":0.25,\"codes\":[1,2]}\n{\"n\":7,\"codes\":[3,4]}\n"
+        );
+        let one = written(Format::Table, Show { rows: 1, cell: 4 });
+        assert!(one.contains("[1,…") && one.contains("… 1 more rows"), "{one}");
+    }
+
+    #[test]
+    fn an_empty_result_has_its_columns() {
+        let batch = parse("item:str | n:i64").unwrap();
+        for (format, wanted) in [(Format::Csv, "item,n\n"), (Format::Json, "[]\n"), (Format::Ndjson, "")] {
+            let mut out = Vec::new();
+            let count = write(&batch.schema(), std::iter::empty(), format, Show::ALL, &mut out).unwrap();
+            assert_eq!((count, String::from_utf8(out).unwrap().as_str()), (0, wanted));
+        }
+    }
+}

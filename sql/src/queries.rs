@@ -1,0 +1,52 @@
+//! Queries that come with the program: files of `sql/queries`, each with what it tells and the values it wants in its head.
+
+use sluice_engine::error::did_you_mean;
+use sluice_engine::{Error, Result};
+
+/// A query that comes with the program.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// Its name.
+    pub name: &'static str,
+    /// What it tells.
+    pub about: &'static str,
+    /// The statement.
+    pub text: &'static str,
+}
+
+const QUERIES: &[(&str, &str)] = &[];
+
+/// All of them, in order of name.
+pub fn all() -> impl Iterator<Item = Query> {
+    QUERIES.iter().map(|(name, text)| Query {
+        name,
+        about: text.lines().next().unwrap_or_default().trim_start_matches("-- "),
+        text,
+    })
+}
+
+/// The query of that name.
+pub fn find(name: &str) -> Result<Query> {
+    all().find(|query| query.name == name).ok_or_else(|| {
+        let mut error = Error::user("unknown-query", format!("there is no query \"{name}\""));
+        error.hint = did_you_mean(name, QUERIES.iter().map(|(name, _)| *name));
+        error.detail("\"sluice sql --query\" lists them")
+    })
+}
+
+impl Query {
+    /// Values it wants: names and what they are, from lines such as `-- $user: a user of the dataset`.
+    pub fn params(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let head = self.text.lines().take_while(|line| line.starts_with("--"));
+        head.filter_map(|line| line.strip_prefix("-- $")?.split_once(": "))
+    }
+
+    /// Its name and values, as the command line takes them.
+    pub fn usage(&self) -> String {
+        let params: String = self
+            .params()
+            .map(|(name, about)| format!(" --param {name}=<{about}>"))
+            .collect();
+        format!("{}{params}", self.name)
+    }
+}

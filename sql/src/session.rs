@@ -1,0 +1,354 @@
+//! A session: where statements are planned and run, within limits.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::metadata::ScalarAndMetadata;
+use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use futures_util::StreamExt;
+use sluice_engine::error::did_you_mean;
+use sluice_engine::operator::Cancel;
+use sluice_engine::{Error, Kind, Result};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use crate::catalog::{Catalogs, STAGES, STORE, Source, View};
+use crate::failure::explain;
+use crate::functions;
+use crate::statement::Statement;
+
+/// How often a waiting caller looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a session may use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Threads; 0 for as many as the machine has.
+    pub threads: usize,
+    /// Bytes that all statements of the session may hold; beyond it sorts, joins and aggregations spill.
+    pub memory: usize,
+    /// Where they spill to; a temporary folder of the system if there is none.
+    pub spill: Option<PathBuf>,
+    /// How long a statement may run.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            threads: 0,
+            memory: 4 << 30,
+            spill: None,
+            timeout: None,
+        }
+    }
+}
+
+/// Plans and runs statements.
+#[derive(Clone)]
+pub struct Session {
+    context: SessionContext,
+    runtime: Arc<Runtime>,
+    limits: Limits,
+    cancel: Cancel,
+    view: Option<Arc<View>>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session without tables. Setting `cancel` ends whatever statement runs.
+    pub fn new(limits: &Limits, cancel: &Cancel) -> Result<Session> {
+        let threads = match limits.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            threads => threads,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("sql")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new(Kind::Device, "no-threads", format!("cannot start threads: {error}")))?;
+        let most = NonZeroUsize::new(3).expect("3 is not 0");
+        let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), most);
+        let mut disk = DiskManagerBuilder::default();
+        if let Some(folder) = &limits.spill {
+            disk = disk.with_mode(DiskManagerMode::Directories(vec![folder.clone()]));
+        }
+        let environment = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(pool))
+            .with_disk_manager_builder(disk)
+            .build_arc()
+            .map_err(|error| explain(error, ""))?;
+        let context = SessionContext::new_with_config_rt(config(threads), environment);
+        functions::register(&context);
+        Ok(Session {
+            context,
+            runtime: Arc::new(runtime),
+            limits: limits.clone(),
+            cancel: cancel.clone(),
+            view: None,
+        })
+    }
+
+    /// The same session over the tables of a store.
+    pub fn over(mut self, source: Source) -> Result<Session> {
+        let view = Arc::new(View::new(source)?);
+        self.context.register_catalog_list(Arc::new(Catalogs(view.clone())));
+        self.view = Some(view);
+        Ok(self)
+    }
+
+    /// Names of tables that statements may use as they are.
+    pub fn tables(&self) -> Vec<String> {
+        self.view.as_ref().map_or_else(Vec::new, |view| {
+            view.refresh();
+            crate::catalog::names(view)
+        })
+    }
+
+    /// Where tables and functions are registered.
+    pub(crate) fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// Waits for something async.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// What the statement will do, checked against the tables.
+    pub(crate) async fn plan(&self, statement: &Statement) -> Result<LogicalPlan> {
+        self.plan_inner(statement)
+            .await
+            .map_err(|error| explain(error, statement.text()))
+    }
+
+    async fn plan_inner(&self, statement: &Statement) -> Result<LogicalPlan, DataFusionError> {
+        if let Some(view) = &self.view {
+            view.refresh();
+        }
+        let plan = self
+            .context
+            .state()
+            .statement_to_plan(statement.parsed().clone())
+            .await?;
+        // The second lock: what the parser let through and would still write.
+        SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false)
+            .verify_plan(&plan)?;
+        Ok(plan)
+    }
+
+    pub(crate) async fn physical(&self, plan: &LogicalPlan, text: &str) -> Result<Arc<dyn ExecutionPlan>> {
+        let state = self.context.state();
+        state
+            .create_physical_plan(plan)
+            .await
+            .map_err(|error| explain(error, text))
+    }
+
+    /// Runs a statement; rows come as they are asked for.
+    pub fn run(&self, statement: &Statement) -> Result<Rows> {
+        self.run_with(statement, &[])
+    }
+
+    /// Runs a statement with values for its `$name`s, by name.
+    pub fn run_with(&self, statement: &Statement, params: &[(String, String)]) -> Result<Rows> {
+        let started = Instant::now();
+        let text = statement.text().to_string();
+        let planned = self.within(started, async {
+            let plan = self.plan(statement).await?;
+            let plan = with_params(plan, params, &text)?;
+            self.physical(&plan, &text).await
+        })?;
+        self.start(planned, started, text)
+    }
+
+    /// Parses and runs one statement.
+    pub fn query(&self, text: &str) -> Result<Rows> {
+        self.run(&Statement::parse(text)?)
+    }
+
+    /// Runs what was planned.
+    pub(crate) fn start(&self, physical: Arc<dyn ExecutionPlan>, started: Instant, text: String) -> Result<Rows> {
+        let stream = self.stream(&physical).map_err(|error| explain(error, &text))?;
+        let schema = physical.schema();
+        // The statement runs on the session's threads; whoever asks for rows only waits, and can stop waiting.
+        let (sender, receiver) = mpsc::channel(2);
+        let task = self.runtime.spawn(async move {
+            let mut stream = stream;
+            while let Some(batch) = stream.next().await {
+                let failed = batch.is_err();
+                if sender.send(batch).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Rows {
+            schema,
+            session: self.clone(),
+            receiver,
+            task,
+            started,
+            text,
+            over: false,
+        })
+    }
+
+    /// The rows of a plan as a stream.
+    pub(crate) fn stream(
+        &self,
+        physical: &Arc<dyn ExecutionPlan>,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let _inside = self.runtime.enter();
+        execute_stream(physical.clone(), self.context.task_ctx())
+    }
+
+    /// Waits for something, but not beyond the statement's time, nor after it was cancelled.
+    fn within<T>(&self, started: Instant, future: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.block_on(async {
+            let mut future = std::pin::pin!(future);
+            loop {
+                match tokio::time::timeout(LOOK, &mut future).await {
+                    Ok(done) => return done,
+                    Err(_) => self.check(started)?,
+                }
+            }
+        })
+    }
+
+    /// Fails when the statement should stop.
+    fn check(&self, started: Instant) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::interrupted());
+        }
+        match self.limits.timeout {
+            Some(timeout) if started.elapsed() > timeout => Err(timed_out(timeout)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The plan with values for its `$name`s: each of the type that the statement makes of it, else text.
+fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Result<LogicalPlan> {
+    let wanted = plan.get_parameter_types().map_err(|error| explain(error, text))?;
+    let mut values: HashMap<String, ScalarAndMetadata> = HashMap::new();
+    for (name, value) in params {
+        let Some(kind) = wanted.get(&format!("${name}")) else {
+            let mut error = Error::user("unknown-param", format!("the statement has no \"${name}\""));
+            error.hint = did_you_mean(name, wanted.keys().map(|name| name.trim_start_matches('$')));
+            return Err(error);
+        };
+        let kind = kind.clone().unwrap_or(DataType::Utf8);
+        let scalar = ScalarValue::try_from_string(value.clone(), &kind)
+            .map_err(|_| Error::user("bad-param", format!("\"{value}\" for \"${name}\" is no {kind}")))?;
+        values.insert(name.clone(), scalar.into());
+    }
+    let mut missing: Vec<&str> = wanted.keys().map(|name| name.trim_start_matches('$')).collect();
+    missing.retain(|name| !values.contains_key(*name));
+    missing.sort_unstable();
+    if let Some(first) = missing.first() {
+        let message = format!("the statement wants a value for {}", missing.join(", "));
+        return Err(Error::user("missing-param", message).hint(format!("--param {first}=VALUE")));
+    }
+    match values.is_empty() {
+        true => Ok(plan),
+        false => plan
+            .with_param_values(ParamValues::Map(values))
+            .map_err(|error| explain(error, text)),
+    }
+}
+
+fn timed_out(timeout: Duration) -> Error {
+    Error::new(
+        Kind::User,
+        "sql-timeout",
+        format!("the statement ran for more than {} s", timeout.as_secs_f64()),
+    )
+    .hint("give it longer: --timeout SECONDS; EXPLAIN shows what it does")
+}
+
+/// DataFusion's settings where ours differ from its defaults.
+fn config(threads: usize) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(threads)
+        .with_information_schema(true)
+        .with_default_catalog_and_schema(STORE, STAGES)
+        .with_create_default_catalog_and_schema(false);
+    let options = config.options_mut();
+    // Errors that point into the statement.
+    options.sql_parser.collect_spans = true;
+    // Rows that a filter drops are not decoded.
+    options.execution.parquet.pushdown_filters = true;
+    options.execution.parquet.reorder_filters = true;
+    config
+}
+
+/// The rows of a statement.
+pub struct Rows {
+    schema: SchemaRef,
+    session: Session,
+    receiver: mpsc::Receiver<Result<RecordBatch, DataFusionError>>,
+    task: tokio::task::JoinHandle<()>,
+    started: Instant,
+    text: String,
+    over: bool,
+}
+
+impl Rows {
+    /// Names and types of the columns.
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// All of them.
+    pub fn collect(self) -> Result<Vec<RecordBatch>> {
+        Iterator::collect(self)
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let session = self.session.clone();
+        let next = session.within(self.started, async { Ok(self.receiver.recv().await) });
+        let next = match next {
+            Ok(batch) => batch.map(|batch| batch.map_err(|error| explain(error, &self.text))),
+            Err(error) => Some(Err(error)),
+        };
+        self.over = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        // Ends a statement whose rows nobody wants.
+        self.task.abort();
+    }
+}
