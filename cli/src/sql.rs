@@ -17,7 +17,7 @@ use crate::shell;
 use crate::signals::cancel_on_ctrl_c;
 
 /// Rows and characters of a cell that a table shows unless all are asked for.
-const SHOWN: Show = Show { rows: 1000, cell: 80 };
+pub const SHOWN: Show = Show { rows: 1000, cell: 80 };
 
 /// `sluice sql`.
 pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
@@ -45,7 +45,7 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
     let cancel = cancel_on_ctrl_c()?;
     let session = Session::new(&limits, &cancel).map_err(one)?.over(source).map_err(one)?;
     let Some(text) = text(command).map_err(one)? else {
-        return shell::shell(session, &cancel).map_err(one);
+        return shell::shell(session, &cancel, command.timing).map_err(one);
     };
     let params = params(&command.params).map_err(one)?;
     let statements = Statement::parse_all(&text).map_err(one)?;
@@ -129,8 +129,9 @@ fn params(given: &[String]) -> Result<Vec<(String, String)>> {
     given.iter().map(split).collect()
 }
 
-fn format(command: &arguments::Sql) -> Result<Format> {
-    let chosen = command.format.map(|format| match format {
+/// The format that a flag names.
+pub fn format_of(flag: SqlFormat) -> Format {
+    match flag {
         SqlFormat::Table => Format::Table,
         SqlFormat::Csv => Format::Csv,
         SqlFormat::Json => Format::Json,
@@ -139,7 +140,11 @@ fn format(command: &arguments::Sql) -> Result<Format> {
         SqlFormat::Arrow => Format::Arrow,
         SqlFormat::Markdown => Format::Markdown,
         SqlFormat::Latex => Format::Latex,
-    });
+    }
+}
+
+fn format(command: &arguments::Sql) -> Result<Format> {
+    let chosen = command.format.map(format_of);
     let name = command.output.as_ref().map(|path| path.to_string_lossy().to_string());
     let format = chosen.or_else(|| Format::of_file(&name?)).unwrap_or(Format::Table);
     if format.is_binary() && command.output.is_none() && std::io::stdout().is_terminal() {
@@ -149,7 +154,8 @@ fn format(command: &arguments::Sql) -> Result<Format> {
     Ok(format)
 }
 
-fn write(rows: Rows, format: Format, show: Show, out: &mut dyn Write) -> Result<u64> {
+/// Writes rows.
+pub fn write(rows: Rows, format: Format, show: Show, out: &mut dyn Write) -> Result<u64> {
     let schema = rows.schema();
     output::write(&schema, rows, format, show, out)
 }

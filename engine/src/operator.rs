@@ -403,6 +403,11 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Takes it back: for programs that go on with something else.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     /// Whether someone asked.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, SchemaProvider, TableFunctionArgs, TableFunctionImpl, TableProvider,
+};
 use datafusion::common::DataFusionError;
 use sluice_engine::error::did_you_mean;
 use sluice_engine::history;
@@ -25,6 +27,7 @@ use sluice_engine::{Error, Result};
 
 use crate::folder;
 use crate::live;
+use crate::outputs::texts;
 use crate::parts::{Part, PartsTable};
 use crate::scope::{Port, Scope};
 use crate::system;
@@ -323,6 +326,31 @@ impl SchemaProvider for Schema {
                 .is_some_and(|scope| scope.find(name).is_some()),
             _ => self.table_names().iter().any(|known| known == name),
         }
+    }
+}
+
+/// `run('RUN', 'stage.port')`: a table as of a run, for statements that compare several.
+#[derive(Debug)]
+pub(crate) struct AsOf(pub(crate) Arc<View>);
+
+impl TableFunctionImpl for AsOf {
+    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+        let texts = texts("run", args.exprs()).map_err(outside)?;
+        let [run, name] = texts.as_slice() else {
+            let error = Error::user("bad-sql", "run wants a run and a stage");
+            return Err(outside(error.hint("run('RUN', 'stage'), run('RUN', 'stage.port')")));
+        };
+        let view = &self.0;
+        let record = history::find(view.store(), run).map_err(outside)?;
+        let scope = &record.run;
+        let whole = view.table(scope, name, None);
+        let found = match (whole, name.rsplit_once('.')) {
+            (Ok(None), Some((stage, port))) => view.table(scope, stage, Some(port)),
+            (found, _) => found,
+        };
+        found
+            .and_then(|found| found.ok_or_else(|| view.unknown(scope, name)))
+            .map_err(outside)
     }
 }
 

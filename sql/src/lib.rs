@@ -7,10 +7,12 @@
 mod catalog;
 mod columns;
 mod failure;
+mod files;
 mod folder;
 pub mod functions;
 mod live;
 pub mod output;
+mod outputs;
 mod parts;
 pub mod queries;
 mod scope;

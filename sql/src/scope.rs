@@ -80,6 +80,13 @@ impl Scope {
         swept.flatten().map(|instance| instance.name.as_str())
     }
 
+    /// Full names of the stages that a key is the result of.
+    pub(crate) fn names_of(&self, key: &str) -> Vec<&str> {
+        let instances = self.stages.values().flatten();
+        let made = instances.filter(|instance| instance.key.as_deref() == Some(key));
+        made.map(|instance| instance.name.as_str()).collect()
+    }
+
     /// The instances that a name means: all of a stage, or one by its full name.
     pub(crate) fn find(&self, name: &str) -> Option<Vec<Instance>> {
         if let Some(instances) = self.stages.get(name) {

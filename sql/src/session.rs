@@ -24,9 +24,11 @@ use sluice_engine::{Error, Kind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use crate::catalog::{Catalogs, STAGES, STORE, Source, View};
+use crate::catalog::{AsOf, Catalogs, STAGES, STORE, Source, View};
 use crate::failure::explain;
+use crate::files;
 use crate::functions;
+use crate::outputs::Outputs;
 use crate::statement::Statement;
 
 /// How often a waiting caller looks whether it should stop.
@@ -111,7 +113,10 @@ impl Session {
 
     /// The same session over the tables of a store.
     pub fn over(mut self, source: Source) -> Result<Session> {
+        files::register(&self.context, &source);
         let view = Arc::new(View::new(source)?);
+        self.context.register_udtf("outputs", Arc::new(Outputs(view.clone())));
+        self.context.register_udtf("run", Arc::new(AsOf(view.clone())));
         self.context.register_catalog_list(Arc::new(Catalogs(view.clone())));
         self.view = Some(view);
         Ok(self)
@@ -123,6 +128,30 @@ impl Session {
             view.refresh();
             crate::catalog::names(view)
         })
+    }
+
+    /// Names of functions that statements may use.
+    pub fn functions(&self) -> Vec<String> {
+        let state = self.context.state();
+        let mut names: Vec<String> = state
+            .scalar_functions()
+            .keys()
+            .chain(state.aggregate_functions().keys())
+            .chain(state.window_functions().keys())
+            .cloned()
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Names of a table's columns; none if there is no such table.
+    pub fn columns(&self, table: &str) -> Vec<String> {
+        let rows = self.query(&format!("SELECT * FROM {table} LIMIT 0"));
+        let schema = rows.map(|rows| rows.schema());
+        schema.map_or_else(
+            |_| Vec::new(),
+            |schema| schema.fields().iter().map(|field| field.name().clone()).collect(),
+        )
     }
 
     /// Where tables and functions are registered.
