@@ -123,6 +123,40 @@ impl View {
         }
     }
 
+    /// DataFusion's error for a table that is not there, `table 'catalog.schema.name' not found`, with what is there.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let name = error
+            .message
+            .strip_prefix("table '")
+            .and_then(|rest| rest.strip_suffix("' not found"));
+        let parts: Vec<&str> = name.map(|name| name.splitn(3, '.').collect()).unwrap_or_default();
+        let [catalog, schema, table] = parts.as_slice() else {
+            return error;
+        };
+        let mut better = match *schema {
+            SYS => {
+                let names = system::names();
+                let mut better = Error::user("unknown-table", format!("there is no table sys.{table}"));
+                better.hint = did_you_mean(table, names.iter().map(String::as_str));
+                better.detail(format!("there are: {}", names.join(", ")))
+            }
+            STAGES => self.unknown(catalog, table),
+            // A stage that is there has no such port; else the stage is what is wrong.
+            stage => match self.scope(catalog).and_then(|scope| Some((scope.find(stage)?, scope))) {
+                Some((_, scope)) => {
+                    let ports = scope.ports(self.store(), stage);
+                    let mut better =
+                        Error::user("unknown-port", format!("stage \"{stage}\" has no output \"{table}\""));
+                    better.hint = did_you_mean(table, ports.iter().map(String::as_str));
+                    better.detail(format!("it has: {}", ports.join(", ")))
+                }
+                None => self.unknown(catalog, stage),
+            },
+        };
+        better.place = error.place;
+        better
+    }
+
     /// An error for a name that means nothing, with names like it.
     pub(crate) fn unknown(&self, scope: &str, stage: &str) -> Error {
         let Some(known) = self.scope(scope) else {
@@ -311,11 +345,8 @@ impl SchemaProvider for Schema {
             Kind::Ports(stage) => self.view.table(&self.scope, stage, Some(name)),
             Kind::System => Ok(system::table(&self.view, name)),
         };
-        let found = found.map_err(outside)?;
-        if found.is_none() && matches!(self.kind, Kind::Stages) {
-            return Err(outside(self.view.unknown(&self.scope, name)));
-        }
-        Ok(found)
+        // Functions that give tables are asked for here as well, so what is not found is no error yet.
+        found.map_err(outside)
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -196,6 +196,11 @@ fn text(
     })?;
     let shown = (cells.len() - 1) as u64;
     let text = match format {
+        // Plans are trees of lines.
+        Format::Table if schema.fields().len() == 2 && cells[0] == ["plan_type", "plan"] => {
+            let plan = |row: &Vec<String>| format!("{}:\n{}\n", row[0], row[1]);
+            cells[1..].iter().map(plan).collect()
+        }
         Format::Markdown => markdown(&cells, &numeric),
         Format::Latex => latex(&cells, &numeric),
         _ => aligned(&cells, &numeric),
@@ -211,8 +216,8 @@ fn text(
     Ok(count)
 }
 
-/// The cells of a batch. Numbers are written as they are: what is shown is what is stored.
-fn rendered(batch: &RecordBatch, width: usize) -> Result<Vec<Vec<String>>> {
+/// The cells of a batch, each one line of at most `width` characters, or as it is. Numbers are written as they are stored.
+fn rendered(batch: &RecordBatch, width: Option<usize>) -> Result<Vec<Vec<String>>> {
     let options = FormatOptions::default().with_null("");
     let columns = batch.columns().iter();
     let formatters = columns
@@ -220,6 +225,7 @@ fn rendered(batch: &RecordBatch, width: usize) -> Result<Vec<Vec<String>>> {
         .collect::<Result<Vec<_>, _>>()?;
     let cell = |row: usize, formatter: &ArrayFormatter| {
         let text = formatter.value(row).try_to_string()?;
+        let Some(width) = width else { return Ok(text) };
         let text = text.replace(['\n', '\r', '\t'], " ");
         Ok(match text.chars().count() > width {
             true => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),

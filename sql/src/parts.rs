@@ -10,6 +10,8 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{DataFusionError, ScalarValue, Statistics};
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
@@ -72,22 +74,37 @@ impl TableProvider for PartsTable {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        let schema = self.schema.table_schema();
-        let files = self.parts.iter().map(|part| {
-            PartitionedFile::new(part.path.to_string_lossy(), part.bytes)
-                .with_partition_values(part.constants.clone())
-                .with_statistics(Arc::new(known(schema, part.rows)))
-        });
-        let group = FileGroup::new(files.collect());
+        let url = ObjectStoreUrl::local_filesystem();
+        let store = state.runtime_env().object_store(&url)?;
+        // Footers are parsed once a session, for the bounds of columns and for reading.
+        let footers = state.runtime_env().cache_manager.get_file_metadata_cache();
+        let mut files = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let mut file = PartitionedFile::new(part.path.to_string_lossy(), part.bytes);
+            if let Ok(modified) = part.path.metadata().and_then(|metadata| metadata.modified()) {
+                file.object_meta.last_modified = modified.into();
+            }
+            let statistics = DFParquetMetadata::new(&store, &file.object_meta)
+                .with_file_metadata_cache(Some(footers.clone()))
+                .fetch_statistics(self.schema.file_schema())
+                .await?;
+            files.push(
+                file.with_partition_values(part.constants.clone())
+                    .with_statistics(Arc::new(statistics)),
+            );
+        }
         let options = state.config_options();
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(state.table_options().parquet.clone())
             .with_pushdown_filters(options.execution.parquet.pushdown_filters)
-            .with_reorder_filters(options.execution.parquet.reorder_filters);
-        let rows = self.parts.iter().map(|part| part.rows).sum();
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
-            .with_file_groups(group.split_files(state.config().target_partitions()))
-            .with_statistics(known(schema, rows))
+            .with_reorder_filters(options.execution.parquet.reorder_filters)
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, footers)));
+        let bounds = files.iter().filter_map(|file| file.statistics.as_deref());
+        let statistics = Statistics::try_merge_iter(bounds, self.schema.table_schema())?;
+        let groups = FileGroup::new(files).split_files(state.config().target_partitions());
+        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(groups)
+            .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();

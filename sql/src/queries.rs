@@ -14,7 +14,13 @@ pub struct Query {
     pub text: &'static str,
 }
 
-const QUERIES: &[(&str, &str)] = &[];
+const QUERIES: [(&str, &str); 5] = [
+    ("best_runs", include_str!("../queries/best_runs.sql")),
+    ("collisions", include_str!("../queries/collisions.sql")),
+    ("why_differ", include_str!("../queries/why_differ.sql")),
+    ("why_recommended", include_str!("../queries/why_recommended.sql")),
+    ("wins", include_str!("../queries/wins.sql")),
+];
 
 /// All of them, in order of name.
 pub fn all() -> impl Iterator<Item = Query> {
@@ -48,5 +54,33 @@ impl Query {
             .map(|(name, about)| format!(" --param {name}=<{about}>"))
             .collect();
         format!("{}{params}", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statement::Statement;
+
+    #[test]
+    fn every_query_says_what_it_is_and_wants() {
+        for query in all() {
+            assert!(
+                query.about.len() > 20 && query.text.starts_with("-- "),
+                "{}",
+                query.name
+            );
+            let statement = Statement::parse(query.text).unwrap().to_string();
+            for (name, about) in query.params() {
+                assert!(
+                    statement.contains(&format!("${name}")) && !about.is_empty(),
+                    "{}: {name}",
+                    query.name
+                );
+            }
+            let wanted = statement.matches('$').count() > 0;
+            assert_eq!(wanted, query.params().count() > 0, "{}", query.name);
+        }
+        assert!(find("collision").is_err_and(|error| error.hint.is_some()));
     }
 }

@@ -166,9 +166,11 @@ impl Session {
 
     /// What the statement will do, checked against the tables.
     pub(crate) async fn plan(&self, statement: &Statement) -> Result<LogicalPlan> {
-        self.plan_inner(statement)
-            .await
-            .map_err(|error| explain(error, statement.text()))
+        let planned = self.plan_inner(statement).await;
+        planned.map_err(|error| {
+            let error = explain(error, statement.text());
+            self.view.as_ref().map_or(error.clone(), |view| view.explain(error))
+        })
     }
 
     async fn plan_inner(&self, statement: &Statement) -> Result<LogicalPlan, DataFusionError> {
