@@ -10,7 +10,7 @@ use crate::history::now;
 use crate::store::Store;
 
 /// How often progress is written to the journal, a stage.
-const PROGRESS: Duration = Duration::from_secs(5);
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Writes events to the journal of a run and hands them on.
 pub(crate) struct Teller {

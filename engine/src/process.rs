@@ -40,6 +40,14 @@ impl Process {
     }
 }
 
+/// Bytes of memory that this machine has, if that is known.
+pub fn machine_memory() -> Option<usize> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: usize = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// A name for this process on this machine, for files: `<pid>.<began>`.
 pub fn stamp() -> String {
     let pid = std::process::id();

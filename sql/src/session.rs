@@ -20,6 +20,7 @@ use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use futures_util::StreamExt;
 use sluice_engine::error::did_you_mean;
 use sluice_engine::operator::Cancel;
+use sluice_engine::process::machine_memory;
 use sluice_engine::{Error, Kind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -39,8 +40,9 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Limits {
     /// Threads; 0 for as many as the machine has.
     pub threads: usize,
-    /// Bytes that all statements of the session may hold; beyond it sorts, joins and aggregations spill.
-    pub memory: usize,
+    /// Bytes that all statements of the session may hold; beyond it sorts, joins and aggregations spill. Half of what the
+    /// machine has if not said.
+    pub memory: Option<usize>,
     /// Where they spill to; a temporary folder of the system if there is none.
     pub spill: Option<PathBuf>,
     /// How long a statement may run.
@@ -51,7 +53,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             threads: 0,
-            memory: 4 << 30,
+            memory: None,
             spill: None,
             timeout: None,
         }
@@ -89,8 +91,11 @@ impl Session {
             .enable_all()
             .build()
             .map_err(|error| Error::new(Kind::Device, "no-threads", format!("cannot start threads: {error}")))?;
+        let memory = limits
+            .memory
+            .unwrap_or_else(|| machine_memory().map_or(4 << 30, |bytes| bytes / 2));
         let most = NonZeroUsize::new(3).expect("3 is not 0");
-        let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), most);
+        let pool = TrackConsumersPool::new(FairSpillPool::new(memory), most);
         let mut disk = DiskManagerBuilder::default();
         if let Some(folder) = &limits.spill {
             disk = disk.with_mode(DiskManagerMode::Directories(vec![folder.clone()]));

@@ -44,9 +44,9 @@ pub struct Sql {
     /// Say how long each statement took
     #[arg(long)]
     pub timing: bool,
-    /// What statements may hold in memory, then they spill to disk
-    #[arg(long, value_name = "BYTES", default_value = "4G", value_parser = parse_bytes)]
-    pub memory: usize,
+    /// What statements may hold in memory, then they spill to disk (such as 512M, 4G) [default: half of the machine's]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<usize>,
     /// End a statement that runs longer (such as 90s, 10m)
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timeout: Option<f64>,
