@@ -410,6 +410,22 @@ mod tests {
         );
     }
 
+    /// Golden numbers: `Users::estimates` of operators/src/bootstrap.rs over these values in this order.
+    #[test]
+    fn intervals_are_those_of_score_ranking() {
+        let values: Vec<f64> = (0..97).map(|user| 1.0 / f64::from(1 + user * user % 23)).collect();
+        let mean = 0.216_862_786_407_326_98;
+        let found = DRAWS.interval(&values).unwrap();
+        assert_eq!(found, Some([0.173_802_025_053_381_55, mean, 0.263_748_877_537_018_6]));
+        let other = Draws {
+            confidence: 0.8,
+            resamples: 500,
+            seed: 7,
+        };
+        let found = other.interval(&values).unwrap();
+        assert_eq!(found, Some([0.186_402_871_011_086_46, mean, 0.245_563_883_663_848_6]));
+    }
+
     /// Of many samples from one distribution, about as many intervals hold its mean as the confidence says.
     #[test]
     fn intervals_hold_the_mean_as_often_as_they_say() {

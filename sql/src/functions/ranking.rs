@@ -341,6 +341,7 @@ fn kept_groups(groups: &[usize], filter: &BooleanArray) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use arrow::array::UInt32Array;
+    use arrow::datatypes::Float64Type;
     use proptest::prelude::*;
 
     use super::super::testdata::{Asked, batch};
@@ -390,9 +391,9 @@ mod tests {
                 let statement = format!("SELECT {call}(rank, {k}) FROM t");
                 let found = straight.column(&statement).unwrap();
                 let wanted = naive(metric, &ranks, k);
-                prop_assert!((found.as_primitive::<arrow::datatypes::Float64Type>().value(0) - wanted).abs() < 1e-14);
+                prop_assert!((found.as_primitive::<Float64Type>().value(0) - wanted).abs() < 1e-14);
                 if metric == Metric::Recall {
-                    prop_assert_eq!(found.as_primitive::<arrow::datatypes::Float64Type>().value(0), wanted);
+                    prop_assert_eq!(found.as_primitive::<Float64Type>().value(0), wanted);
                 }
                 prop_assert_eq!(&found, &pieces.column(&statement).unwrap());
                 // By group: the same rows in other places, so groups are told by what they hold.
@@ -403,11 +404,10 @@ mod tests {
                     .collect();
                 let mut wanted: Vec<f64> = groups.iter().map(|group| naive(metric, group, k)).collect();
                 wanted.sort_by(f64::total_cmp);
-                for found in [straight.column(&by).unwrap()] {
-                    let found = found.as_primitive::<arrow::datatypes::Float64Type>().values().to_vec();
-                    prop_assert_eq!(found.len(), wanted.len());
-                    prop_assert!(found.iter().zip(&wanted).all(|(found, wanted)| (found - wanted).abs() < 1e-14));
-                }
+                let found = straight.column(&by).unwrap();
+                let found = found.as_primitive::<Float64Type>().values().to_vec();
+                prop_assert_eq!(found.len(), wanted.len());
+                prop_assert!(found.iter().zip(&wanted).all(|(found, wanted)| (found - wanted).abs() < 1e-14));
                 let by = format!("SELECT {call}(rank, {k}) AS m FROM t GROUP BY coalesce(rank, 99) ORDER BY m");
                 prop_assert_eq!(&straight.column(&by).unwrap(), &pieces.column(&by).unwrap());
             }
@@ -436,7 +436,7 @@ mod tests {
             let first = straight.evaluate(EmitTo::First(1)).unwrap();
             assert_eq!(&first, &merged.evaluate(EmitTo::First(1)).unwrap());
             let wanted = if filter.is_some() { 0.75 } else { 0.5 };
-            assert_eq!(first.as_primitive::<arrow::datatypes::Float64Type>().value(0), wanted);
+            assert_eq!(first.as_primitive::<Float64Type>().value(0), wanted);
             assert_eq!(
                 &straight.evaluate(EmitTo::All).unwrap(),
                 &merged.evaluate(EmitTo::All).unwrap()

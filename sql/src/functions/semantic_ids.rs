@@ -245,3 +245,83 @@ fn shared<T: ArrowPrimitiveType>(a: &Lists, b: &Lists, rows: usize) -> ArrayRef 
     }
     Arc::new(lengths.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{FixedSizeListArray, StringArray, UInt16Array, UInt32Array};
+    use arrow::buffer::NullBuffer;
+
+    use super::super::testdata::{Asked, batch};
+    use super::*;
+
+    /// Ids as the store has them, cut out of a larger table: ten rows of (row / 4, row, 9), the fifth of them NULL.
+    fn ids() -> Asked {
+        let codes = (0..12u16).flat_map(|row| [row / 4, row, 9]);
+        let item = Arc::new(Field::new_list_field(DataType::UInt16, false));
+        let nulls = NullBuffer::from_iter((0..12).map(|row| row != 5));
+        let codes = Arc::new(UInt16Array::from_iter_values(codes));
+        let sid: ArrayRef = Arc::new(FixedSizeListArray::new(item, 3, codes, Some(nulls)));
+        let whole = batch(vec![("sid", sid)]);
+        Asked::new(1, 8192).with("ids", vec![vec![whole.slice(1, 3), whole.slice(4, 7)]])
+    }
+
+    #[test]
+    fn slices_and_missing_ids() {
+        let asked = ids();
+        let prefixes = asked.column("SELECT sid_prefix(sid, 1) FROM ids").unwrap();
+        let codes = prefixes.as_list::<i32>();
+        let first = |row: usize| {
+            codes
+                .is_valid(row)
+                .then(|| codes.value(row).as_primitive::<UInt16Type>().value(0))
+        };
+        let firsts: Vec<Option<u16>> = (0..10).map(first).collect();
+        let one = Some(1);
+        assert_eq!(
+            firsts,
+            [
+                Some(0),
+                Some(0),
+                Some(0),
+                one,
+                None,
+                one,
+                one,
+                Some(2),
+                Some(2),
+                Some(2)
+            ]
+        );
+
+        let texts = asked.column("SELECT sid_text(sid) FROM ids LIMIT 5").unwrap();
+        let wanted = [Some("0-1-9"), Some("0-2-9"), Some("0-3-9"), Some("1-4-9"), None];
+        assert_eq!(texts.as_string::<i32>(), &StringArray::from(wanted.to_vec()));
+
+        let shared = asked
+            .column("SELECT shared_prefix_length(sid, arrow_cast([1, 6, 9], 'List(UInt16)')) FROM ids")
+            .unwrap();
+        let (zero, one, three) = (Some(0), Some(1), Some(3));
+        let wanted = vec![zero, zero, zero, one, None, three, one, zero, zero, zero];
+        assert_eq!(shared.as_primitive::<UInt32Type>(), &UInt32Array::from(wanted));
+    }
+
+    #[test]
+    fn prefixes_group_and_are_refused_beyond_the_id() {
+        let asked = ids();
+        let counts = "SELECT count(*) AS n FROM ids GROUP BY sid_prefix(sid, 1) ORDER BY n";
+        let counts = asked.column(counts).unwrap();
+        assert_eq!(counts.as_primitive::<Int64Type>().values().to_vec(), [1, 3, 3, 3]);
+        assert_eq!(
+            asked
+                .column("SELECT sid_prefix(sid, 2) FROM ids WHERE sid IS NULL AND sid[1] = 7")
+                .unwrap()
+                .len(),
+            0
+        );
+        let error = asked.column("SELECT sid_prefix(sid, 4) FROM ids").unwrap_err();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("bad-depth", "\"sid_prefix\": no prefix of 4 codes, an id has 3")
+        );
+    }
+}

@@ -60,8 +60,12 @@ impl Asked {
     pub(super) fn column(&self, text: &str) -> sluice_engine::Result<ArrayRef> {
         self.runtime.block_on(async {
             let frame = self.context.sql(text).await.map_err(|error| explain(error, text))?;
+            let kind = frame.schema().field(0).clone();
             let batches = frame.collect().await.map_err(|error| explain(error, text))?;
-            let columns: Vec<&dyn arrow::array::Array> = batches.iter().map(|batch| batch.column(0).as_ref()).collect();
+            // A statement without rows has a column, too.
+            let none = arrow::array::new_empty_array(kind.data_type());
+            let columns = batches.iter().map(|batch| batch.column(0).as_ref());
+            let columns: Vec<&dyn arrow::array::Array> = columns.chain([none.as_ref()]).collect();
             Ok(arrow::compute::concat(&columns).unwrap())
         })
     }
