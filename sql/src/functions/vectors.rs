@@ -209,12 +209,12 @@ fn sum<T: Lane>(a: &[T], b: &[T], term: impl Fn(T, T) -> T) -> f64 {
         let mut lanes = [T::default(); LANES];
         let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
         for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                lanes[lane] += term(a[lane], b[lane]);
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += term(*a, *b);
             }
         }
-        for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-            lanes[lane] += term(*a, *b);
+        for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+            *lane += term(*a, *b);
         }
         total += lanes.into_iter().map(Into::into).sum::<f64>();
     }
