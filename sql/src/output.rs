@@ -191,13 +191,14 @@ fn text(
         let take = batch
             .num_rows()
             .min((show.rows.saturating_add(1)).saturating_sub(cells.len()));
-        cells.extend(rendered(&batch.slice(0, take), show.cell)?);
+        let width = (!is_plan(schema)).then_some(show.cell);
+        cells.extend(rendered(&batch.slice(0, take), width)?);
         Ok(())
     })?;
     let shown = (cells.len() - 1) as u64;
     let text = match format {
         // Plans are trees of lines.
-        Format::Table if schema.fields().len() == 2 && cells[0] == ["plan_type", "plan"] => {
+        Format::Table if is_plan(schema) => {
             let plan = |row: &Vec<String>| format!("{}:\n{}\n", row[0], row[1]);
             cells[1..].iter().map(plan).collect()
         }
@@ -214,6 +215,12 @@ fn text(
         out.write_all(more.as_bytes()).map_err(lost)?;
     }
     Ok(count)
+}
+
+/// Whether it is what EXPLAIN gives.
+fn is_plan(schema: &SchemaRef) -> bool {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    names == ["plan_type", "plan"]
 }
 
 /// The cells of a batch, each one line of at most `width` characters, or as it is. Numbers are written as they are stored.

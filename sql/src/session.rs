@@ -335,6 +335,8 @@ fn config(threads: usize) -> SessionConfig {
     let options = config.options_mut();
     // Errors that point into the statement.
     options.sql_parser.collect_spans = true;
+    // As most engines have it: what is not known comes last, whichever way is up.
+    options.sql_parser.default_null_ordering = "nulls_last".to_string();
     // Rows that a filter drops are not decoded.
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;

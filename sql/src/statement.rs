@@ -74,6 +74,9 @@ fn only_reads(parsed: &Parsed) -> Result<()> {
         Parsed::Explain(ExplainStatement { statement, .. }) => return only_reads(statement),
         Parsed::Statement(statement) => match statement.as_ref() {
             ast::Statement::Query(query) => query_reads(query),
+            ast::Statement::Explain { statement, .. } => {
+                matches!(statement.as_ref(), ast::Statement::Query(query) if query_reads(query))
+            }
             ast::Statement::ShowVariable { .. }
             | ast::Statement::ShowTables { .. }
             | ast::Statement::ShowColumns { .. }

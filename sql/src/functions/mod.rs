@@ -1,6 +1,7 @@
 //! Functions for people who look at recommenders: vectors, semantic ids, ranking metrics. One file a family.
 
 mod bootstrap;
+mod dates;
 mod lists;
 mod ranking;
 mod semantic_ids;
@@ -57,6 +58,7 @@ pub(crate) fn register(context: &SessionContext) {
     for function in aggregates() {
         context.register_udaf(function);
     }
+    context.register_udf(dates::function());
 }
 
 fn scalars() -> impl Iterator<Item = ScalarUDF> {
