@@ -16,6 +16,7 @@ mod reruns;
 mod rules;
 mod s3;
 mod sluice;
+mod sql;
 mod sweeps;
 mod takeovers;
 mod transfers;

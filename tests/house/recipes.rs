@@ -53,6 +53,24 @@ fn baselines_on_beauty() {
         done.err
     );
     transition_row(&sluice);
+    in_plain_sql(&sluice);
+}
+
+/// Every row of the evaluation, recomputed in SQL from lists, targets and ids, is what the pipeline stored.
+fn in_plain_sql(sluice: &Sluice) {
+    let statement = repository("tests/sql/evaluation.sql");
+    let done = sluice.succeed(&["sql", "--file", statement.to_str().unwrap(), "--format", "ndjson"]);
+    let figures: Vec<serde_json::Value> = done
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let names: std::collections::BTreeSet<&str> = figures.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!((figures.len(), names.len()), (66, 9), "{names:?}");
+    for row in figures {
+        let difference = row["difference"].as_f64().unwrap_or(f64::NAN);
+        assert!(difference < 1e-10 * row["stored"].as_f64().unwrap().max(1.0), "{row}");
+    }
 }
 
 /// By slice, "hits inside the transition row": Markov then popularity, where only a target that did follow the last

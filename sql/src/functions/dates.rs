@@ -54,7 +54,9 @@ impl ScalarUDFImpl for DateTrunc {
         };
         if let (Some(grain), ColumnarValue::Array(times)) = (grain, &arguments.args[1])
             && let DataType::Timestamp(unit, zone) = times.data_type()
-            && zone.as_deref().is_none_or(|zone| ["UTC", "+00:00", "Z"].contains(&zone))
+            && zone
+                .as_deref()
+                .is_none_or(|zone| ["UTC", "+00:00", "Z"].contains(&zone))
         {
             return Ok(ColumnarValue::Array(match unit {
                 TimeUnit::Second => truncated::<TimestampSecondType>(times, grain, 1),
@@ -136,7 +138,10 @@ mod tests {
     fn cut(function: &ScalarUDF, grain: &str, times: &ArrayRef) -> ArrayRef {
         let field = Arc::new(Field::new("t", times.data_type().clone(), true));
         let arguments = ScalarFunctionArgs {
-            args: vec![ColumnarValue::Scalar(ScalarValue::from(grain)), ColumnarValue::Array(times.clone())],
+            args: vec![
+                ColumnarValue::Scalar(ScalarValue::from(grain)),
+                ColumnarValue::Array(times.clone()),
+            ],
             arg_fields: vec![Arc::new(Field::new("g", DataType::Utf8, false)), field.clone()],
             number_rows: times.len(),
             return_field: field,

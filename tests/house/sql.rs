@@ -1,0 +1,301 @@
+//! `sluice sql` by the real program: tables of runs, formats, values, queries that come with it, and what it refuses.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::sluice::{Sluice, TINY, recipe, wait};
+
+const REVIEWS: &str = "user_id,item_id,timestamp\n\
+    u1,i1,10\nu1,i2,20\nu1,i3,30\nu2,i1,10\nu2,i2,25\nu2,i4,40\nu3,i3,5\nu3,i1,15\nu3,i2,35\n";
+
+const PIPELINE: &str = "pipeline: small\nstages:\n  \
+    reviews: { op: ingest_interactions, path: reviews.csv }\n  \
+    clean: { op: dedup, input: reviews }\n  \
+    split: { op: split_leave_one_out, input: clean }\n";
+
+fn small() -> Sluice {
+    let sluice = Sluice::with(&[("reviews.csv", REVIEWS), ("small.yaml", PIPELINE)]);
+    sluice.succeed(&["run", "small.yaml", "--quiet"]);
+    sluice
+}
+
+/// What a statement gives, as CSV without its header.
+fn csv(sluice: &Sluice, statement: &str, more: &[&str]) -> String {
+    let done = sluice.succeed(&[&["sql", statement, "--format", "csv"], more].concat());
+    let (_, rows) = done.out.split_once('\n').unwrap();
+    rows.trim_end().to_string()
+}
+
+#[test]
+fn stages_and_ports_of_any_run_are_tables() {
+    let sluice = small();
+    let first = csv(&sluice, "SELECT run FROM sys.runs", &[]);
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM clean", &[]), "9");
+    assert_eq!(
+        csv(&sluice, "SELECT count(*), min(target) FROM split.test", &[]),
+        "3,i2"
+    );
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM small.clean", &[]), "9");
+    // Another run, with a row less.
+    sluice.write("reviews.csv", REVIEWS.replace("u3,i2,35\n", ""));
+    sluice.succeed(&["run", "small.yaml", "--quiet"]);
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM clean", &[]), "8");
+    for then in [
+        format!("SELECT count(*) FROM \"{first}\".clean"),
+        format!("SELECT count(*) FROM \"{first}\".clean.out"),
+        format!("SELECT count(*) FROM run('{first}', 'clean')"),
+        format!("SELECT count(*) FROM run('{first}', 'reviews.out')"),
+    ] {
+        assert_eq!(csv(&sluice, &then, &[]), "9", "{then}");
+    }
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM clean", &["--run", &first]), "9");
+    assert_eq!(
+        csv(
+            &sluice,
+            "SELECT here, count(*) FROM outputs('dedup') GROUP BY here ORDER BY here",
+            &[]
+        ),
+        "false,9\ntrue,8"
+    );
+    // Why, what and from where.
+    let why = csv(
+        &sluice,
+        "SELECT stage, why, subject FROM sys.why WHERE why = 'file' ORDER BY stage",
+        &[],
+    );
+    assert_eq!(why, "reviews,file,reviews.csv");
+    let lineage = "SELECT operator, from_operator FROM sys.lineage WHERE port IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2";
+    assert_eq!(
+        csv(&sluice, lineage, &[]),
+        "dedup,ingest_interactions\nsplit_leave_one_out,dedup"
+    );
+    assert_eq!(
+        csv(&sluice, "SELECT count(*) FROM sys.stages WHERE outcome = 'ran'", &[]),
+        "6"
+    );
+    assert_eq!(
+        csv(
+            &sluice,
+            "SELECT seeded FROM sys.operators WHERE operator = 'dedup'",
+            &[]
+        ),
+        "false"
+    );
+    let second = csv(&sluice, "SELECT max(run) FROM sys.runs", &[]);
+    let differ = ["--param", &format!("old={first}"), "--param", &format!("new={second}")].map(str::to_string);
+    let differ: Vec<&str> = differ.iter().map(String::as_str).collect();
+    let told = sluice.succeed(&[&["sql", "--query", "why_differ", "--format", "csv"], &differ[..]].concat());
+    assert!(told.out.contains("reviews,a file changed,true"), "{}", told.out);
+    assert!(told.out.contains("clean,what it reads changed,false"), "{}", told.out);
+}
+
+#[test]
+fn a_sweep_is_one_table_with_its_axes() {
+    let sluice = Sluice::with(&[("reviews.csv", REVIEWS)]);
+    sluice.write(
+        "sweep.yaml",
+        format!("{PIPELINE}  popular: {{ op: rank_popularity, inputs: {{ train: split.train, histories: split.test }}, k: 1 }}\nsweep:\n  popular.k: [1, 2]\n"),
+    );
+    sluice.succeed(&["run", "sweep.yaml", "--quiet"]);
+    let rows = csv(
+        &sluice,
+        "SELECT popular_k, count(*) FROM popular GROUP BY 1 ORDER BY 1",
+        &[],
+    );
+    assert_eq!(rows, "1,3\n2,6");
+    assert_eq!(
+        csv(&sluice, "SELECT count(*) FROM popular WHERE popular_k = 2", &[]),
+        "6"
+    );
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM \"popular[popular.k=1]\"", &[]), "3");
+}
+
+#[test]
+fn statements_come_from_anywhere_and_go_anywhere() {
+    let sluice = small();
+    let statement = "SELECT user_id, count(*) AS n FROM clean GROUP BY user_id ORDER BY user_id";
+    sluice.write("two.sql", format!("-- both\n{statement};\nSELECT 1 AS one;\n"));
+    let table = sluice.succeed(&["sql", "--file", "two.sql"]).out;
+    assert_eq!(
+        table,
+        "user_id  n\n───────  ─\nu1       3\nu2       3\nu3       3\none\n───\n  1\n"
+    );
+    let mut command = sluice.command(&["sql", "-", "--format", "json"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(statement.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(rows[2], serde_json::json!({"user_id": "u3", "n": 3}));
+    for (file, format) in [("rows.parquet", "parquet"), ("rows.csv", "csv"), ("rows.json", "json")] {
+        sluice.succeed(&["sql", statement, "--output", file]);
+        let read = format!("SELECT sum(n) FROM read_{format}('{file}')");
+        if format != "json" {
+            assert_eq!(csv(&sluice, &read, &[]), "9", "{file}");
+        }
+    }
+    sluice.succeed(&["sql", statement, "--output", "rows.ndjson"]);
+    assert_eq!(csv(&sluice, "SELECT sum(n) FROM read_json('rows.ndjson')", &[]), "9");
+    sluice.succeed(&["sql", statement, "--output", "rows.arrow"]);
+    assert_eq!(&std::fs::read(sluice.path("rows.arrow")).unwrap()[..6], b"ARROW1");
+    let latex = sluice.succeed(&["sql", statement, "--format", "latex"]).out;
+    assert!(
+        latex.starts_with("\\begin{tabular}{lr}\n\\toprule\nuser\\_id & n \\\\"),
+        "{latex}"
+    );
+    let given = ["--param", "user=u2", "--param", "least=20"];
+    let asked = "SELECT count(*) FROM clean WHERE user_id = $user AND timestamp >= to_timestamp_seconds(CAST($least AS BIGINT))";
+    assert_eq!(csv(&sluice, asked, &given), "2");
+    assert_eq!(
+        csv(
+            &sluice,
+            "SELECT text FROM read_lines('reviews.csv') WHERE line = 2",
+            &[]
+        ),
+        "\"u1,i1,10\""
+    );
+}
+
+#[test]
+fn what_cannot_be_is_said_with_what_can() {
+    let sluice = small();
+    std::fs::create_dir(sluice.path("data")).unwrap();
+    for (arguments, code, words) in [
+        (
+            &["sql", "SELECT * FROM claen"][..],
+            2,
+            &["no stage \"claen\"", "did you mean \"clean\"?", "sql:1:15"][..],
+        ),
+        (
+            &["sql", "SELECT * FROM split.tset"],
+            2,
+            &["no output \"tset\"", "did you mean \"test\"?"],
+        ),
+        (
+            &["sql", "SELECT * FROM split"],
+            2,
+            &["several outputs", "split.test, split.train, split.valid"],
+        ),
+        (
+            &["sql", "SELECT usr_id FROM clean"],
+            2,
+            &["no column \"usr_id\"", "did you mean \"user_id\"?"],
+        ),
+        (
+            &["sql", "SELECT * FROM sys.run"],
+            2,
+            &["no table sys.run", "did you mean \"runs\"?"],
+        ),
+        (&["sql", "SELECT FROM WHERE"], 2, &["bad-sql"]),
+        (&["sql", "DROP TABLE clean"], 2, &["DROP is refused", "only read"]),
+        (&["sql", "COPY clean TO 'x.csv'"], 2, &["COPY is refused"]),
+        (&["sql", "SELECT * FROM 'reviews.csv'"], 2, &["error["]),
+        (
+            &["sql", "SELECT * FROM read_lines('/etc/hostname')"],
+            2,
+            &["outside the data root", "--allow-files"],
+        ),
+        (
+            &[
+                "sql",
+                "SELECT * FROM read_lines('../../../../../../../../etc/hostname')",
+            ],
+            2,
+            &["outside the data root"],
+        ),
+        (&["sql", "SELECT $user"], 2, &["wants a value for user"]),
+        (&["sql", "SELECT 1", "--param", "user=1"], 2, &["no \"$user\""]),
+        (&["sql", "--query", "collision"], 2, &["did you mean \"collisions\"?"]),
+        (&["sql", "SELECT 1", "--run", "nope"], 2, &["\"nope\""]),
+        (&["sql", "SELECT 1", "--store", "nowhere"], 2, &["no store"]),
+        (
+            &[
+                "sql",
+                "SELECT count(*) FROM generate_series(1, 100000000000) AS a",
+                "--timeout",
+                "300ms",
+            ],
+            2,
+            &["ran for more than 0.3 s"],
+        ),
+    ] {
+        let done = sluice.run(arguments);
+        assert_eq!(done.code, code, "{arguments:?}\n{}{}", done.out, done.err);
+        for word in words {
+            assert!(done.err.contains(word), "{arguments:?} lacks {word}\n{}", done.err);
+        }
+    }
+    // Links lead nowhere else, and a flag opens the way.
+    std::os::unix::fs::symlink("/etc/hostname", sluice.path("data/link")).unwrap();
+    let link = "SELECT * FROM read_lines('link')";
+    assert!(
+        sluice
+            .run(&["sql", link, "--data", "data"])
+            .err
+            .contains("outside the data root")
+    );
+    sluice.succeed(&["sql", link, "--data", "data", "--allow-files"]);
+}
+
+/// A heavy statement ends at once on Ctrl-C, and sorts in little memory by spilling.
+#[test]
+fn statements_end_when_asked_and_stay_in_their_memory() {
+    let sluice = small();
+    let heavy = "SELECT count(*) FROM generate_series(1, 100000000000) AS a";
+    let mut child = sluice.command(&["sql", heavy]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let pid = child.id().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(wait(&mut child, Duration::from_secs(10)).code(), Some(130));
+    let sort = "SELECT max(v) FROM (SELECT value AS v, row_number() OVER (ORDER BY -value) AS n FROM generate_series(1, 3000000)) AS s WHERE n < 3";
+    assert_eq!(csv(&sluice, sort, &["--memory", "48M", "--threads", "2"]), "3000000");
+}
+
+/// The whole chain for a user of the quickstart in miniature: metric, beam, history with raw lines.
+#[test]
+fn queries_that_come_with_the_program_answer() {
+    let sluice = Sluice::with(&[("quickstart.yaml", &recipe("quickstart.yaml"))]);
+    // Expectations are those of the recipe as it is.
+    let done = sluice.run(&[&["run", "quickstart.yaml", "--quiet"], &TINY[..]].concat());
+    assert!(done.code == 0 || done.err.contains("expectation"), "{}", done.err);
+    let listed = sluice.succeed(&["sql", "--query"]).out;
+    assert!(
+        listed.contains("why_recommended --param user=<a user of the dataset>"),
+        "{listed}"
+    );
+    let query = |name: &str, params: &[&str]| {
+        let params: Vec<&str> = params.iter().flat_map(|param| ["--param", *param]).collect();
+        sluice
+            .succeed(&[&["sql", "--query", name, "--format", "ndjson"], &params[..]].concat())
+            .out
+    };
+    assert!(query("wins", &["a=markov_metrics", "b=popular_metrics", "k=10"]).contains("\"who\":\"a wins\""));
+    assert!(query("best_runs", &["metric=recall", "k=10"]).lines().count() >= 3);
+    query("collisions", &["depth=2"]);
+    let rows = csv(
+        &sluice,
+        "SELECT tensor, norm FROM tiger.model WHERE norm > 0 LIMIT 1",
+        &[],
+    );
+    assert!(!rows.is_empty());
+    assert!(
+        csv(&sluice, "SELECT count(*) FROM sys.models WHERE shape <> ''", &[])
+            .parse::<u64>()
+            .unwrap()
+            > 10
+    );
+    assert!(
+        !csv(
+            &sluice,
+            "SELECT value FROM sys.metrics WHERE stage = 'tiger' AND kind = 'progress'",
+            &[]
+        )
+        .is_empty()
+    );
+}
