@@ -298,4 +298,48 @@ fn queries_that_come_with_the_program_answer() {
         )
         .is_empty()
     );
+
+    // The same shop from files, so that there are raw lines to lead back to.
+    sluice.succeed(&[
+        "sql",
+        "SELECT user_id, item_id, timestamp FROM shop.interactions",
+        "--output",
+        "interactions.csv",
+    ]);
+    sluice.succeed(&[
+        "sql",
+        "SELECT item_id, title FROM shop.items",
+        "--output",
+        "items.ndjson",
+    ]);
+    let sources = "reviews: { op: ingest_interactions, path: interactions.csv }\n  catalogue: { op: ingest_items, path: items.ndjson }";
+    let files = recipe("quickstart.yaml")
+        .replace("shop:    { op: synthesize, users: 2000, items: 400 }", sources)
+        .replace("shop.interactions", "reviews")
+        .replace("shop.items", "catalogue")
+        .replace("pipeline: quickstart", "pipeline: files");
+    sluice.write("files.yaml", files);
+    let small: Vec<&str> = TINY.iter().copied().filter(|change| !change.contains("shop")).collect();
+    let done = sluice.run(&[&["run", "files.yaml", "--quiet"], &small[..]].concat());
+    assert!(done.code == 0 || done.err.contains("expectation"), "{}", done.err);
+    let user = csv(&sluice, "SELECT min(user_id) FROM generated", &[]);
+    let told = query("why_recommended", &[&format!("user={user}")]);
+    let steps: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for what in ["metric", "recommended", "history"] {
+        assert!(steps.iter().any(|step| step["what"] == what), "{what}: {told}");
+    }
+    let lines: Vec<String> = std::fs::read_to_string(sluice.path("interactions.csv"))
+        .unwrap()
+        .lines()
+        .map(str::to_string)
+        .collect();
+    for step in steps.iter().filter(|step| step["what"] == "history") {
+        let (file, line) = step["evidence"].as_str().unwrap().rsplit_once(':').unwrap();
+        let text = &lines[line.parse::<usize>().unwrap() - 1];
+        let begins = format!("{user},{},", step["item_id"].as_str().unwrap());
+        assert!(
+            file == "interactions.csv" && text.starts_with(&begins),
+            "{step}: {text}"
+        );
+    }
 }
