@@ -15,6 +15,7 @@ mod parts;
 pub mod queries;
 mod scope;
 pub mod session;
+mod settle;
 pub mod stage;
 pub mod statement;
 pub mod system;
