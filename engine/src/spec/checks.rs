@@ -5,10 +5,10 @@
 //!   op: split_leave_one_out
 //!   input: core
 //!   tests:
-//!     - unique: [user_id, item_id]         # split:unique(user_id,item_id)
+//!     - unique: [user, item]         # split:unique(user,item)
 //!       input: split.train                 # of another output
-//!     - sql: SELECT * FROM rows WHERE ...  # split:no_empty_users
-//!       name: no_empty_users
+//!     - sql: SELECT * FROM rows WHERE ...  # split:no_empty_names
+//!       name: no_empty_names
 //! ```
 
 use std::collections::BTreeSet;
@@ -93,7 +93,7 @@ impl Reader {
     }
 }
 
-/// `unique(user_id,item_id)`, `range(rating)`, `row_count`: the kind and the texts in its value. Whole statements are
+/// `unique(user,item)`, `range(rating)`, `row_count`: the kind and the texts in its value. Whole statements are
 /// no texts to name a test by.
 fn described(kind: &str, value: &Node) -> String {
     let own = |node: &Node| match (&node.data, node.text()) {
