@@ -103,7 +103,7 @@ pub fn planned(checked: &Checked, store: &Store, choice: &arguments::Choice) -> 
     let mut selection = Selection {
         force: find(&choice.force).into_iter().collect(),
         accept: find(&choice.accept).into_iter().collect(),
-        scope: None,
+        ..Selection::default()
     };
     if !problems.is_empty() {
         return Err(problems);

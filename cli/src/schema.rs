@@ -39,6 +39,9 @@ pub fn schema(registry: &Registry) -> Value {
         definitions.insert(format!("stage.{}", entry.name), branch);
     }
     definitions.insert("expectation".into(), expectation());
+    if let Some(entry) = registry.tests() {
+        definitions.insert("test".into(), test(entry));
+    }
     let branches: Vec<Value> = registry
         .iter()
         .map(|entry| json!({ "$ref": format!("#/$defs/stage.{}", entry.name) }))
@@ -145,10 +148,52 @@ fn stage(entry: &Entry, definitions: &mut Map<String, Value>) -> Value {
     branch.into()
 }
 
+/// An entry of `tests:`: one of the tests that the operator knows, and what it is about.
+fn test(entry: &Entry) -> Value {
+    let reference = json!({ "$ref": "#/$defs/reference" });
+    let mut properties = Map::new();
+    let mut kinds = Vec::new();
+    for field in &entry.fields {
+        let property = &entry.schema["properties"][&field.name];
+        properties.insert(field.name.clone(), value(property, entry.name));
+        kinds.push(json!({ "required": [field.name] }));
+    }
+    let name = json!({
+        "description": "Its name; made of what it tests if left out.",
+        "type": "string",
+        "pattern": "^[A-Za-z_][A-Za-z0-9_-]*$"
+    });
+    properties.insert("name".into(), name);
+    let input = described(
+        "What is tested, if not the first output of the stage.",
+        "#/$defs/reference",
+    );
+    properties.insert("input".into(), input);
+    properties.insert(
+        "inputs".into(),
+        json!({ "type": "object", "additionalProperties": reference }),
+    );
+    json!({
+        "description": "A test of the stage's rows. What reads the stage waits for it, and does not run if it fails.",
+        "type": "object",
+        "properties": properties,
+        "oneOf": kinds,
+        "additionalProperties": false
+    })
+}
+
 /// Keys that every stage may have, unless its operator has a field of that name.
-fn every_stage() -> [(String, Value); 2] {
+fn every_stage() -> [(String, Value); 3] {
     let count = json!({ "type": "integer", "minimum": 0 });
     [
+        (
+            "tests".to_string(),
+            json!({
+                "description": "What must hold of the stage's rows before anything reads them. Not part of its key.",
+                "type": "array",
+                "items": { "$ref": "#/$defs/test" }
+            }),
+        ),
         (
             "seed".to_string(),
             json!({
@@ -328,6 +373,27 @@ mod tests {
         let mut found = 0;
         walk(&schema, &schema, &mut found);
         assert!(found > 100, "{found} references");
+    }
+
+    #[test]
+    fn every_stage_may_have_tests_of_each_kind() {
+        let schema = schema(&sluice_operators::registry());
+        let core = &schema["$defs"]["stage.filter_kcore"]["properties"];
+        assert_eq!(core["tests"]["items"]["$ref"], "#/$defs/test");
+        let test = &schema["$defs"]["test"];
+        for kind in [
+            "not_null",
+            "unique",
+            "range",
+            "accepted",
+            "row_count",
+            "foreign_key",
+            "sql",
+        ] {
+            let about = test["properties"][kind]["description"].as_str();
+            assert!(about.is_some_and(|about| !about.is_empty()), "{kind}");
+        }
+        assert_eq!(test["oneOf"].as_array().map(Vec::len), Some(7));
     }
 
     #[test]

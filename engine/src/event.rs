@@ -99,7 +99,7 @@ pub enum Event {
         /// The stage.
         stage: String,
     },
-    /// A stage failed; nothing of it was published.
+    /// A stage failed; nothing of it was published. Or rows failed a test: these are published.
     StageFailed {
         /// The stage.
         stage: String,

@@ -67,8 +67,21 @@ pub struct Stage {
     pub operator: Arc<dyn Instance>,
     /// What it reads, in order of ports.
     pub inputs: Vec<Edge>,
+    /// Tests of what it reads: it waits until they are passed.
+    pub after: Vec<usize>,
+    /// What it tests, if it is a test.
+    pub tests: Option<Tested>,
     /// What it declared.
     pub bound: Bound,
+}
+
+/// What a test is about: while it is not passed, nothing that reads these stages runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tested {
+    /// The stage as written.
+    pub stage: String,
+    /// Its instances that are tested here.
+    pub instances: Vec<usize>,
 }
 
 /// An edge into a stage.
@@ -96,6 +109,22 @@ impl Stage {
             .filter(|(name, _)| !resource(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
+    }
+
+    /// How many rows fail, if it is a test: those of its first output, by what it left.
+    pub fn failing(&self, rows: &BTreeMap<String, u64>) -> u64 {
+        match (&self.tests, self.bound.outputs.first()) {
+            (Some(_), Some((port, _))) => rows.get(port).copied().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Stages that must be done before it: those that it reads, and the tests of these.
+    pub fn needs(&self) -> impl Iterator<Item = usize> {
+        self.inputs
+            .iter()
+            .map(|edge| edge.stage)
+            .chain(self.after.iter().copied())
     }
 
     /// Whether rows of this input port are streamed to the stage (otherwise it waits for the whole artifact).
@@ -180,13 +209,13 @@ impl Graph {
         Err(error)
     }
 
-    /// For every stage the stages that read it.
+    /// For every stage the stages that read it or, of a test, wait for it.
     pub fn readers(&self) -> Vec<Vec<usize>> {
         let mut readers = vec![Vec::new(); self.stages.len()];
         for (index, stage) in self.stages.iter().enumerate() {
-            for edge in &stage.inputs {
-                if readers[edge.stage].last() != Some(&index) {
-                    readers[edge.stage].push(index);
+            for above in stage.needs() {
+                if readers[above].last() != Some(&index) {
+                    readers[above].push(index);
                 }
             }
         }
@@ -336,7 +365,7 @@ impl<'a> Builder<'a> {
     }
 
     fn instance(&mut self, stage: &StageSpec, config: Option<&Config>, point: &Point) -> Option<usize> {
-        let entry = self.registry.get(&stage.op.name)?;
+        let entry = self.entry(stage)?;
         let edges = self.edges(stage, entry, point);
         let config = config?;
         let mut seed = config.seed.unwrap_or(self.spec.seed);
@@ -359,6 +388,16 @@ impl<'a> Builder<'a> {
         let labels = point
             .iter()
             .map(|at| (sweep.axes[at.0].name.name.clone(), sweep.label(*at).clone()));
+        let inputs: Vec<Edge> = edges.into_iter().filter_map(|(_, _, edge)| edge).collect();
+        // Tests wait for no other tests, so that two stages may be tested against each other.
+        let (tests, after) = match &stage.of {
+            Some(of) => {
+                let instances = self.tested(of, point);
+                let stage = of.clone();
+                (Some(Tested { stage, instances }), Vec::new())
+            }
+            None => (None, self.gates(&inputs)),
+        };
         self.graph.stages.push(Stage {
             name: format!("{}{}", stage.name.name, sweep.suffix(point)),
             base: stage.name.name.clone(),
@@ -368,10 +407,20 @@ impl<'a> Builder<'a> {
             entry: Arc::new(entry.clone()),
             config: config.full.clone(),
             operator: config.operator.clone(),
-            inputs: edges.into_iter().filter_map(|(_, _, edge)| edge).collect(),
+            inputs,
+            after,
+            tests,
             bound,
         });
         Some(self.graph.stages.len() - 1)
+    }
+
+    /// What the registry knows of a stage's operator.
+    fn entry(&self, stage: &StageSpec) -> Option<&'a Entry> {
+        match &stage.of {
+            Some(_) => self.registry.tests(),
+            None => self.registry.get(&stage.op.name),
+        }
     }
 
     fn bind(
@@ -414,13 +463,25 @@ impl<'a> Builder<'a> {
     /// out.
     fn order(&mut self) -> Vec<usize> {
         let stages = &self.spec.stages;
+        let place = |name: &str| self.position.get(name).copied();
+        let mut tests: Vec<Vec<usize>> = vec![Vec::new(); stages.len()];
+        for (index, template) in stages.iter().enumerate() {
+            if let Some(of) = template.of.as_deref().and_then(place) {
+                tests[of].push(index);
+            }
+        }
         let reads: Vec<Vec<usize>> = stages
             .iter()
             .map(|template| {
                 let inputs = template.variants.iter().flat_map(|(_, stage)| &stage.inputs);
-                inputs
-                    .filter_map(|(_, reference)| self.position.get(reference.stage.as_str()).copied())
-                    .collect()
+                let mut reads: Vec<usize> = inputs
+                    .filter_map(|(_, reference)| place(reference.stage.as_str()))
+                    .collect();
+                match template.of.as_deref() {
+                    Some(of) => reads.extend(place(of)),
+                    None => reads.extend(reads.clone().iter().flat_map(|read| &tests[*read])),
+                }
+                reads
             })
             .collect();
         let mut order = Vec::new();
@@ -457,14 +518,22 @@ impl<'a> Builder<'a> {
                     "cycle",
                     format!("stages read each other in a circle: {}", names.join(" -> ")),
                 )
-                .hint("a stage can only read stages that do not depend on it"),
+                .hint(match cycle.iter().any(|&index| stages[index].of.is_some()) {
+                    true => "a test can only read what does not wait for it: the stage itself and what is above it",
+                    false => "a stage can only read stages that do not depend on it",
+                }),
             );
         }
         order
     }
 
     fn config(&mut self, stage: &StageSpec) -> Option<Config> {
-        let Some(entry) = self.registry.get(&stage.op.name) else {
+        let Some(entry) = self.entry(stage) else {
+            if let Some(of) = &stage.of {
+                let message = format!("stage \"{of}\" has tests, and no operator here runs them");
+                self.problem(stage.name.span, Error::user("no-tests", message));
+                return None;
+            }
             let mut error = Error::user("unknown-operator", format!("unknown operator \"{}\"", stage.op.name));
             error.hint = did_you_mean(&stage.op.name, self.registry.iter().map(|entry| entry.name))
                 .or_else(|| Some("\"sluice ops\" lists the operators".into()));
@@ -495,14 +564,18 @@ impl<'a> Builder<'a> {
             if !names().any(|name| name == key.name) {
                 let mut error = Error::user(
                     "unknown-key",
-                    format!(
-                        "unknown key \"{}\" in stage \"{}\" ({})",
-                        key.name, stage.name.name, entry.name
-                    ),
+                    match &stage.of {
+                        Some(of) => format!("unknown test \"{}\" of stage \"{of}\"", key.name),
+                        None => format!(
+                            "unknown key \"{}\" in stage \"{}\" ({})",
+                            key.name, stage.name.name, entry.name
+                        ),
+                    },
                 );
                 error.hint = did_you_mean(&key.name, names());
                 if error.hint.is_none() {
-                    let known: Vec<&str> = names().chain(["op", "input", "inputs", "seed", "resources"]).collect();
+                    let first = if stage.of.is_some() { "name" } else { "op" };
+                    let known: Vec<&str> = names().chain([first, "input", "inputs", "seed", "resources"]).collect();
                     error = error.detail(format!("it knows: {}", known.join(", ")));
                 }
                 self.problem(key.span, error);

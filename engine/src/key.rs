@@ -154,6 +154,16 @@ pub enum Reason {
         /// These.
         stages: Vec<String>,
     },
+    /// It is a test, and these rows fail it.
+    Fails {
+        /// How many.
+        rows: u64,
+    },
+    /// It is behind tests that fail: it would run, but will not.
+    Behind {
+        /// These.
+        tests: Vec<String>,
+    },
     /// The key is known, its artifact is gone or damaged.
     Missing,
     /// Its old artifact is kept although the operator's version moved, because someone said so.
@@ -203,6 +213,15 @@ impl std::fmt::Display for Reason {
                     String::new()
                 };
                 write!(f, "{}{more} may change", some.join(", "))
+            }
+            Reason::Fails { rows } => write!(f, "fails: {rows} {}", if *rows == 1 { "row" } else { "rows" }),
+            Reason::Behind { tests } => {
+                let more = match tests.len() {
+                    0 | 1 => String::new(),
+                    count => format!(" and {} more", count - 1),
+                };
+                let first = tests.first().map_or("", String::as_str);
+                write!(f, "held back by {first}{more}")
             }
             Reason::Missing => write!(f, "its artifact is missing"),
             Reason::Accepted { old, new } => write!(f, "accepted as it is: operator version {old} -> {new}"),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::graph::{Graph, Stage};
+use crate::graph::{Edge, Graph, Stage};
 use crate::key::{Preimage, Reason, canonical, differences, digest};
 use crate::store::KeyRecord;
 
@@ -36,11 +36,13 @@ pub struct Selection {
     pub accept: BTreeSet<usize>,
     /// Only these may run; `None` for all.
     pub scope: Option<BTreeSet<usize>>,
+    /// Tests that come along with the stages that they test: left out where something else that they read is not there.
+    pub along: BTreeSet<usize>,
 }
 
 impl Selection {
     /// Limits what may run: to `until` and what it needs, to `from` and what depends on it, to `only` these. Given
-    /// together, to what they have in common.
+    /// together, to what they have in common. Tests come along with the stages that they test.
     pub fn limit(&mut self, graph: &Graph, until: &[usize], from: &[usize], only: &[usize]) {
         let mut scope: Option<BTreeSet<usize>> = None;
         let mut meet = |set: BTreeSet<usize>| {
@@ -51,9 +53,17 @@ impl Selection {
         };
         if !until.is_empty() {
             let mut set: BTreeSet<usize> = until.iter().copied().collect();
-            for index in (0..graph.stages.len()).rev().collect::<Vec<_>>() {
-                if set.contains(&index) {
-                    set.extend(graph.stages[index].inputs.iter().map(|edge| edge.stage));
+            // A test may need what nothing else here needs, so once is not enough.
+            loop {
+                let before = set.len();
+                set.extend(tests_of(graph, &set));
+                for (index, stage) in graph.stages.iter().enumerate().rev() {
+                    if set.contains(&index) {
+                        set.extend(stage.needs());
+                    }
+                }
+                if set.len() == before {
+                    break;
                 }
             }
             meet(set);
@@ -61,17 +71,34 @@ impl Selection {
         if !from.is_empty() {
             let mut set: BTreeSet<usize> = from.iter().copied().collect();
             for (index, stage) in graph.stages.iter().enumerate() {
-                if stage.inputs.iter().any(|edge| set.contains(&edge.stage)) {
+                let tests = stage.tests.iter().flat_map(|tests| tests.instances.iter().copied());
+                if stage.needs().chain(tests).any(|above| set.contains(&above)) {
                     set.insert(index);
                 }
             }
             meet(set);
         }
         if !only.is_empty() {
-            meet(only.iter().copied().collect());
+            let mut set: BTreeSet<usize> = only.iter().copied().collect();
+            let tests = tests_of(graph, &set);
+            self.along.extend(tests.difference(&set));
+            set.extend(tests);
+            meet(set);
         }
         self.scope = scope;
     }
+}
+
+/// The tests of these stages.
+fn tests_of(graph: &Graph, stages: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let tests = graph.stages.iter().enumerate();
+    tests
+        .filter(|(_, stage)| {
+            let tested = stage.tests.iter().flat_map(|tests| &tests.instances);
+            tested.into_iter().any(|index| stages.contains(index))
+        })
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// A plan.
@@ -151,6 +178,8 @@ pub trait Memory {
 /// Plans a run. It is an error if the scope leaves out what it needs, or if a stage cannot be accepted as it is.
 pub fn plan(graph: &Graph, memory: &dyn Memory, selection: &Selection) -> Result<Plan, Vec<Error>> {
     let mut stages: Vec<Planned> = Vec::new();
+    // Tests known to fail that a stage is behind.
+    let mut behind: Vec<BTreeSet<usize>> = Vec::new();
     let mut problems = Vec::new();
     for (index, stage) in graph.stages.iter().enumerate() {
         let alone = Preimage::without_inputs(stage, memory.files(stage));
@@ -236,9 +265,24 @@ pub fn plan(graph: &Graph, memory: &dyn Memory, selection: &Selection) -> Result
             });
             planned.cost = own.or_else(|| memory.cost_of_kind(&stage.base, stage.entry.name));
         }
+        let skipped = |edge: &Edge| stages[edge.stage].action == Action::Skip;
+        let alone = selection.along.contains(&index) && stage.inputs.iter().any(skipped);
+        let in_scope = in_scope && !alone;
         if !in_scope && !matches!(planned.action, Action::Reuse | Action::Accept) {
             planned.action = Action::Skip;
         }
+        let failing = stage.failing(&planned.rows);
+        if failing > 0 {
+            planned.because.push(Reason::Fails { rows: failing });
+        }
+        let known = |test: &usize| graph.stages[*test].failing(&stages[*test].rows) > 0;
+        let mut tests: BTreeSet<usize> = stage.after.iter().copied().filter(known).collect();
+        tests.extend(stage.inputs.iter().flat_map(|edge| &behind[edge.stage]));
+        if planned.runs() && !tests.is_empty() {
+            let tests = tests.iter().map(|test| graph.stages[*test].name.clone()).collect();
+            planned.because.push(Reason::Behind { tests });
+        }
+        behind.push(tests);
         if in_scope && planned.action != Action::Reuse {
             for edge in &stage.inputs {
                 let read = &stages[edge.stage];

@@ -193,7 +193,7 @@ pub fn run(
     let mut state = State::new(&graph, plan, store, options, &run);
     first.append(&mut state.pending);
     teller.tell(first);
-    let idle = state.done() || !state.errors.is_empty();
+    let idle = state.done() || state.broken();
     let state = Arc::new(Mutex::new(state));
     let executed = if idle && !hosts {
         // Nothing to run: no workers are started.

@@ -2,6 +2,7 @@
 //!
 //! It lives on worker 0 and talks to the runtime in commands and reports; it knows no timely.
 
+mod gates;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -155,6 +156,10 @@ impl State {
                 Action::Run | Action::RunUnlessEqual => {}
             }
         }
+        // After everything that is there was found: what is behind a test that fails may be reused, but nothing of it runs.
+        for index in 0..count {
+            state.test(index);
+        }
         for (index, planned) in plan.stages.iter().enumerate() {
             if planned.runs()
                 && graph.stages[index].bound.distribution == Distribution::Whole
@@ -168,6 +173,15 @@ impl State {
             state.leases = Some(Leases::new(store, run, options.lease));
         }
         state
+    }
+
+    /// Whether the run ends here: at the first error, or at one that no stage is to blame for.
+    pub(crate) fn broken(&self) -> bool {
+        match self.keep_going || self.verify {
+            // Failed stages are told at the end; anything else that goes wrong ends the run.
+            true => self.errors.len() > self.failed || self.cancel.is_cancelled(),
+            false => !self.errors.is_empty(),
+        }
     }
 
     /// Whether nothing is left to do.
@@ -223,7 +237,7 @@ impl State {
 
     /// Whether a stage became ready.
     fn consider(&mut self, index: usize) {
-        if !matches!(self.stages[index], Status::Waiting) {
+        if !matches!(self.stages[index], Status::Waiting) || !self.passed(index) {
             return;
         }
         let Some(inputs) = inputs_of(&self.graph.stages[index], |stage| &self.outputs[stage]) else {
@@ -360,6 +374,7 @@ impl State {
         for index in from..self.graph.stages.len() {
             let stage = &self.graph.stages[index];
             if !matches!(self.stages[index], Status::Waiting)
+                || !self.passed(index)
                 || self.plan.stages[index].action == Action::RunUnlessEqual
                 || stage.bound.distribution == Distribution::Whole
                 || self.recipes.contains_key(&self.plan.stages[index].recipe)
@@ -515,9 +530,21 @@ impl State {
         self.errors.push(error);
         self.failed += 1;
         self.never(stage);
+        self.block(stage);
+    }
+
+    /// What is below a stage that failed will never run.
+    pub(super) fn block(&mut self, stage: usize) {
+        let name = self.graph.stages[stage].name.clone();
+        let mut seen = BTreeSet::new();
         let mut below = self.readers[stage].clone();
         while let Some(index) = below.pop() {
-            if matches!(self.stages[index], Status::Never | Status::Done(_)) {
+            if matches!(self.stages[index], Status::Never) || !seen.insert(index) {
+                continue;
+            }
+            // What is done stays, but what reads it is below the failed one, too.
+            if matches!(self.stages[index], Status::Done(_)) {
+                below.extend(&self.readers[index]);
                 continue;
             }
             self.pending.push(Event::StageBlocked {
@@ -589,12 +616,7 @@ impl Coordinator for Scheduler {
                     .errors
                     .push(Error::interrupted().hint("run the same command again to continue"));
             }
-            let broken = match state.keep_going || state.verify {
-                // Failed stages are told at the end; anything else that goes wrong ends the run.
-                true => state.errors.len() > state.failed || state.cancel.is_cancelled(),
-                false => !state.errors.is_empty(),
-            };
-            let commands = if broken || state.done() {
+            let commands = if state.broken() || state.done() {
                 vec![Command::Stop]
             } else {
                 state.start_ready(peers)

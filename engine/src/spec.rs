@@ -1,5 +1,7 @@
 //! A pipeline as it was written: stages, their inputs and configs, each with its place. Pure: text in, spec out.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -45,6 +47,8 @@ pub struct Template {
     pub name: Key,
     /// Axes that set a key or a parameter of it (indices in order). The seed is not among them.
     pub axes: Vec<usize>,
+    /// The stage that it is a test of.
+    pub of: Option<String>,
     /// The stage at every point of these axes; one if there are none.
     pub variants: Vec<(Point, StageSpec)>,
 }
@@ -54,8 +58,10 @@ pub struct Template {
 pub struct StageSpec {
     /// Its name.
     pub name: Key,
-    /// Its operator.
+    /// Its operator; of a test, which the registry knows, nothing.
     pub op: Key,
+    /// The stage that it is a test of.
+    pub of: Option<String>,
     /// Connected ports; the port of a bare `input:` is `None`.
     pub inputs: Vec<(Option<Key>, Reference)>,
     /// The config as written.
@@ -254,10 +260,18 @@ impl Reader {
                 }
             }
         }
-        spec.stages = stages
-            .into_iter()
-            .map(|(name, node)| self.template(name, &node, &spec.sweep, &params))
-            .collect();
+        for (name, mut node) in stages {
+            let tests = self.tests(&name, &mut node);
+            if !is_name(&name.name) {
+                self.problem(name.span, bad_name("stage", &Value::String(name.name.clone())));
+            }
+            let of = name.name.clone();
+            spec.stages.push(self.template(name, &node, None, &spec.sweep, &params));
+            for (name, node) in tests {
+                spec.stages
+                    .push(self.template(name, &node, Some(&of), &spec.sweep, &params));
+            }
+        }
         if let Some(mut node) = show {
             self.substitute(&mut node, &params);
             spec.show = match node.data {
@@ -274,10 +288,14 @@ impl Reader {
     }
 
     /// The stage at every point of the axes that reach its own keys and parameters.
-    fn template(&mut self, name: Key, node: &Node, sweep: &Sweep, params: &BTreeMap<String, Node>) -> Template {
-        if !is_name(&name.name) {
-            self.problem(name.span, bad_name("stage", &Value::String(name.name.clone())));
-        }
+    fn template(
+        &mut self,
+        name: Key,
+        node: &Node,
+        of: Option<&String>,
+        sweep: &Sweep,
+        params: &BTreeMap<String, Node>,
+    ) -> Template {
         let reached = |target: &Target| match target {
             Target::Seed => false,
             Target::Param(param) => mentions(node, param),
@@ -303,14 +321,19 @@ impl Reader {
                 }
             }
             self.substitute(&mut node, &params);
-            if let Some(stage) = self.stage(name.clone(), node) {
+            if let Some(stage) = self.stage(name.clone(), node, of) {
                 variants.push((point, stage));
             }
         }
-        Template { name, axes, variants }
+        Template {
+            name,
+            axes,
+            of: of.cloned(),
+            variants,
+        }
     }
 
-    fn stage(&mut self, name: Key, node: Node) -> Option<StageSpec> {
+    fn stage(&mut self, name: Key, node: Node, of: Option<&String>) -> Option<StageSpec> {
         let Data::Map(entries) = node.data else {
             self.problem(
                 node.span,
@@ -327,7 +350,8 @@ impl Reader {
         let mut config = Vec::new();
         for (key, node) in entries {
             match key.name.as_str() {
-                "op" => match node.text() {
+                "name" if of.is_some() => {}
+                "op" if of.is_none() => match node.text() {
                     Some(text) => {
                         op = Some(Key {
                             span: node.span,
@@ -355,6 +379,22 @@ impl Reader {
                 _ => config.push((key, node)),
             }
         }
+        if let Some(of) = of {
+            op = Some(Key {
+                span: name.span,
+                name: String::new(),
+            });
+            // What it tests, unless it says otherwise.
+            if !inputs.iter().any(|(port, _)| port.is_none()) {
+                let tested = Reference {
+                    span: name.span,
+                    stage: of.clone(),
+                    port: None,
+                    select: Select::default(),
+                };
+                inputs.push((None, tested));
+            }
+        }
         if op.is_none() {
             self.problem(
                 name.span,
@@ -363,6 +403,7 @@ impl Reader {
         }
         Some(StageSpec {
             op: op?,
+            of: of.cloned(),
             name,
             inputs,
             config,

@@ -16,6 +16,7 @@ const EXTENTS: [&str; 2] = ["train_tiger.max_epochs", "train_tiger.max_steps"];
 fn required(operator: &str, field: &str) -> Value {
     match (operator, field) {
         (_, "path" | "model") => "file".into(),
+        (_, "query") => "SELECT 1 AS a".into(),
         _ => panic!("\"{operator}\" has a new required field \"{field}\": give it a value here"),
     }
 }
@@ -74,6 +75,12 @@ fn others(schema: &Value, root: &Value, now: &Value) -> Vec<Value> {
             "number" => found.push(now.as_f64().map_or(0.5, |number| number / 2.0 + 0.125).into()),
             "string" if schema.get("enum").is_none() && schema.get("const").is_none() => {
                 found.push(format!("{}x", now.as_str().unwrap_or_default()).into());
+            }
+            "object" => {
+                for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+                    let values = others(property, root, &Value::Null).into_iter();
+                    found.extend(values.take(1).map(|value| json!({ name: value })));
+                }
             }
             "array" => {
                 let mut items = now.as_array().cloned().unwrap_or_default();

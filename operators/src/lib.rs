@@ -36,8 +36,10 @@ pub mod score_ranking;
 pub mod sequences;
 pub mod slices;
 pub mod split_leave_one_out;
+pub mod sql;
 pub mod synthesize;
 pub mod tabulate_metrics;
+pub mod test_rows;
 #[cfg(test)]
 mod testdata;
 pub mod tokenize_sequences;
@@ -67,8 +69,10 @@ pub fn registry() -> Registry {
         .with::<rank_popularity::RankPopularity>()
         .with::<score_ranking::ScoreRanking>()
         .with::<split_leave_one_out::SplitLeaveOneOut>()
+        .with::<sql::Sql>()
         .with::<synthesize::Synthesize>()
         .with::<tabulate_metrics::TabulateMetrics>()
+        .with_tests::<test_rows::TestRows>()
         .with::<tokenize_sequences::TokenizeSequences>()
         .with::<train_tiger::TrainTiger>()
 }

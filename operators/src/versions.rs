@@ -402,6 +402,17 @@ fn scores(fixture: &mut Fixture, ranked: &Table) {
     let metrics = fixture.case(&crate::score_ranking::ScoreRanking { resamples: 40, ..plain }, &inputs);
     let systems = [("markov", metrics.table(OUT).unwrap())];
     fixture.case(&crate::tabulate_metrics::TabulateMetrics::default(), &systems);
+    let query =
+        "SELECT slice, metric, row_number() OVER (PARTITION BY slice ORDER BY k) AS n FROM m ORDER BY k LIMIT 9";
+    let sql = crate::sql::Sql {
+        query: crate::sql::Query(query.into()),
+    };
+    fixture.case(&sql, &[("m", metrics.table(OUT).unwrap())]);
+    let unique = crate::test_rows::TestRows {
+        unique: Some(vec!["slice".into()]),
+        ..Default::default()
+    };
+    fixture.case(&unique, &[("rows", metrics.table(OUT).unwrap())]);
 }
 
 /// What has weights, trained or read.

@@ -17,6 +17,7 @@ mod parts;
 pub mod queries;
 mod scope;
 pub mod session;
+mod settle;
 pub mod stage;
 pub mod statement;
 pub mod system;

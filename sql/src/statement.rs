@@ -56,6 +56,11 @@ impl Statement {
         &self.text
     }
 
+    /// Whether it is a query and not an `EXPLAIN`, a `SHOW` or a `DESCRIBE`.
+    pub fn is_query(&self) -> bool {
+        matches!(&self.parsed, Parsed::Statement(statement) if matches!(statement.as_ref(), ast::Statement::Query(_)))
+    }
+
     pub(crate) fn parsed(&self) -> &Parsed {
         &self.parsed
     }

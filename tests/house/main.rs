@@ -5,6 +5,7 @@ mod bytes;
 mod command_line;
 mod compares;
 mod crashes;
+mod data_tests;
 mod disks;
 mod history;
 mod hosts;

@@ -27,6 +27,7 @@ impl Builder<'_> {
             .map(|input| input.name)
             .filter(|name| *name != ANY)
             .collect();
+        // The stage that a test stands in comes last: it may be connected by the name of the port.
         for (port, reference) in &stage.inputs {
             let span = port.as_ref().map_or(reference.span, |port| port.span);
             let name = match port {
@@ -70,6 +71,10 @@ impl Builder<'_> {
                 }
             };
             if edges.iter().any(|(port, _, _)| *port == name) {
+                let stands_in = port.is_none() && stage.of.as_ref() == Some(&reference.stage);
+                if stands_in && reference.span == stage.name.span {
+                    continue;
+                }
                 self.problem(
                     span,
                     Error::user("duplicate-key", format!("input \"{name}\" is connected twice")),
@@ -278,6 +283,7 @@ impl Builder<'_> {
                 span: reference.span,
                 name: entry.name.to_string(),
             },
+            of: None,
             inputs: Vec::new(),
             config: Vec::new(),
         };
@@ -292,9 +298,50 @@ impl Builder<'_> {
             config: operator.config(),
             operator,
             inputs: edges.into_iter().filter_map(|(_, _, edge)| edge).collect(),
+            after: Vec::new(),
+            tests: None,
             bound,
         });
         Some(self.graph.stages.len() - 1)
+    }
+
+    /// The instances of the stage that a test stands in that agree with the test's own point.
+    pub(super) fn tested(&self, of: &str, point: &Point) -> Vec<usize> {
+        let Some(&at) = self.position.get(of) else {
+            return Vec::new();
+        };
+        let agrees = |instance: &Point| {
+            point
+                .iter()
+                .all(|(axis, value)| instance.iter().all(|(known, other)| known != axis || other == value))
+        };
+        let instances = self.built[at].instances.iter();
+        instances
+            .filter(|(instance, _)| agrees(instance))
+            .filter_map(|(_, stage)| *stage)
+            .collect()
+    }
+
+    /// Tests that a stage with these edges waits for: those of all stages that it reads, also through gathered tables.
+    pub(super) fn gates(&self, edges: &[Edge]) -> Vec<usize> {
+        let mut read: Vec<usize> = Vec::new();
+        for edge in edges {
+            let stage = &self.graph.stages[edge.stage];
+            match stage.entry.name == Gather::ENTRY {
+                true => read.extend(stage.inputs.iter().map(|edge| edge.stage)),
+                false => read.push(edge.stage),
+            }
+        }
+        let tests = self.graph.stages.iter().enumerate();
+        tests
+            .filter(|(_, stage)| {
+                stage
+                    .tests
+                    .as_ref()
+                    .is_some_and(|tests| tests.instances.iter().any(|of| read.contains(of)))
+            })
+            .map(|(index, _)| index)
+            .collect()
     }
 }
 

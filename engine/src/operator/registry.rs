@@ -147,7 +147,10 @@ impl Entry {
 
 /// The operators by name.
 #[derive(Clone, Default)]
-pub struct Registry(BTreeMap<&'static str, Entry>);
+pub struct Registry {
+    entries: BTreeMap<&'static str, Entry>,
+    tests: Option<&'static str>,
+}
 
 impl Registry {
     /// No operators.
@@ -157,17 +160,28 @@ impl Registry {
 
     /// Adds an operator.
     pub fn with<O: Operator>(mut self) -> Self {
-        self.0.insert(O::NAME, Entry::of::<O>());
+        self.entries.insert(O::NAME, Entry::of::<O>());
         self
+    }
+
+    /// Adds the operator of `tests:`. Every row of its first output is one that fails.
+    pub fn with_tests<O: Operator>(mut self) -> Self {
+        self.tests = Some(O::NAME);
+        self.with::<O>()
+    }
+
+    /// The operator of `tests:`.
+    pub fn tests(&self) -> Option<&Entry> {
+        self.get(self.tests?)
     }
 
     /// The operator of that name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
-        self.0.get(name)
+        self.entries.get(name)
     }
 
     /// All operators in order of name.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.0.values()
+        self.entries.values()
     }
 }

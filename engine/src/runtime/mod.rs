@@ -14,6 +14,8 @@
 mod buffer;
 mod by;
 mod control;
+#[cfg(test)]
+mod data_tests;
 mod fixpoint;
 mod parcel;
 mod rows;

@@ -219,6 +219,29 @@ impl Operator for Total {
     }
 }
 
+/// The test of toys: rows whose b is divisible fail. Rows stream through it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Multiples {
+    of: i64,
+}
+
+impl Operator for Multiples {
+    const NAME: &'static str = "multiples";
+    const VERSION: u32 = 1;
+    const INPUTS: &'static [Input] = &[Input::required("input", "edges"), Input::optional("other", "edges")];
+
+    fn bind(&self, binding: &Binding) -> Bound {
+        Bound::rows("input").out(binding.shape("input"))
+    }
+    fn run(&self, _: &Context, inputs: Tables) -> Result<Tables> {
+        let batch = inputs.batch("input")?;
+        let b = batch.column(1).as_primitive::<Int64Type>();
+        let mask: BooleanArray = b.iter().map(|b| Some(b.unwrap_or(0) % self.of == 0)).collect();
+        Ok(Tables::out(filter_record_batch(&batch, &mask)?))
+    }
+}
+
 pub(super) fn registry() -> Registry {
     Registry::new()
         .with::<MakeEdges>()
@@ -226,6 +249,7 @@ pub(super) fn registry() -> Registry {
         .with::<First>()
         .with::<Peel>()
         .with::<Total>()
+        .with_tests::<Multiples>()
 }
 
 pub(super) const PIPELINE: &str = "

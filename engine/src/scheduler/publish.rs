@@ -63,6 +63,7 @@ impl State {
         self.leave(index);
         self.ran += 1;
         self.finish(index, record);
+        self.test(index);
         Ok(())
     }
 
