@@ -7,6 +7,7 @@
 mod catalog;
 mod columns;
 mod failure;
+pub mod flight;
 mod folder;
 pub mod functions;
 mod live;

@@ -30,7 +30,10 @@ use crate::functions;
 use crate::statement::Statement;
 
 /// How often a waiting caller looks whether it should stop.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
+
+/// Stack of a thread: an expression of many terms is a deep tree. Only what is used of it takes memory.
+pub(crate) const STACK: usize = 64 << 20;
 
 /// What a session may use.
 #[derive(Clone, Debug)]
@@ -83,6 +86,7 @@ impl Session {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
+            .thread_stack_size(STACK)
             .thread_name("sql")
             .enable_all()
             .build()
@@ -123,6 +127,31 @@ impl Session {
             view.refresh();
             crate::catalog::names(view)
         })
+    }
+
+    /// The same session for a statement beside others: what names mean is looked up for it alone.
+    pub(crate) fn apart(&self) -> Session {
+        let mut session = self.clone();
+        session.context = SessionContext::new_with_state(self.context.state());
+        if let Some(view) = &self.view {
+            let view = Arc::new(view.anew());
+            session.context.register_catalog_list(Arc::new(Catalogs(view.clone())));
+            session.view = Some(view);
+        }
+        session
+    }
+
+    /// The threads that statements run on.
+    pub(crate) fn threads(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// Where tables and functions are registered.
@@ -280,7 +309,7 @@ fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Re
     }
 }
 
-fn timed_out(timeout: Duration) -> Error {
+pub(crate) fn timed_out(timeout: Duration) -> Error {
     Error::new(
         Kind::User,
         "sql-timeout",
