@@ -5,6 +5,7 @@
 
 mod access;
 mod answer;
+mod bounds;
 mod kept;
 mod listing;
 mod params;

@@ -6,6 +6,8 @@ mod command_line;
 mod compares;
 mod crashes;
 mod disks;
+mod flight;
+mod flight_fuzz;
 mod history;
 mod hosts;
 mod interrupts;

@@ -29,14 +29,12 @@ use super::access::{Access, header};
 use super::answer::{Answer, Planned, aside};
 use super::kept::Kept;
 use super::status::{malformed, read_only, status, unknown_handle};
-use super::{listing, params, plain};
+use super::{bounds, listing, params, plain};
 use crate::session::Session;
 use crate::statement::Statement;
 
 /// Statements that are planned or run at one time.
 const STATEMENTS: usize = 64;
-/// Characters of a statement.
-const LONGEST_TEXT: usize = 256 << 10;
 /// Statements whose rows may still be asked for, and prepared ones.
 const KEPT: usize = 1024;
 /// Characters of all of them.
@@ -183,11 +181,7 @@ impl Service {
 
 /// The statement and its plan before values.
 async fn parsed(session: &Session, text: &str) -> Result<(Statement, LogicalPlan)> {
-    if text.len() > LONGEST_TEXT {
-        let message = format!("a statement of {} bytes; {LONGEST_TEXT} are taken", text.len());
-        return Err(Error::user("long-statement", message));
-    }
-    let statement = Statement::parse(&params::numbered(text))?;
+    let statement = bounds::parse(&params::numbered(text))?;
     let plan = session.plan(&statement).await?;
     Ok((statement, plan))
 }
