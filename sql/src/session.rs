@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::metadata::ScalarAndMetadata;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use futures_util::StreamExt;
@@ -191,10 +193,8 @@ impl Session {
 
     pub(crate) async fn physical(&self, plan: &LogicalPlan, text: &str) -> Result<Arc<dyn ExecutionPlan>> {
         let state = self.context.state();
-        state
-            .create_physical_plan(plan)
-            .await
-            .map_err(|error| explain(error, text))
+        let physical = state.create_physical_plan(plan).await;
+        physical.and_then(pausing).map_err(|error| explain(error, text))
     }
 
     /// Runs a statement; rows come as they are asked for.
@@ -277,6 +277,18 @@ impl Session {
             _ => Ok(()),
         }
     }
+}
+
+/// The plan with pauses where few rows become many: a cross join would run on without a look whether it should stop.
+fn pausing(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let multiplies = |name: &str| name.ends_with("JoinExec") || name == "UnnestExec";
+    let paused = plan.transform_up(|node| match multiplies(node.name()) {
+        true => Ok(Transformed::yes(
+            Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>
+        )),
+        false => Ok(Transformed::no(node)),
+    });
+    paused.map(|paused| paused.data)
 }
 
 /// The plan with values for its `$name`s: each of the type that the statement makes of it, else text.

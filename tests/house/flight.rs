@@ -148,21 +148,23 @@ fn rows_are_those_of_the_session() {
     };
     let session = Session::new(&Limits::default(), &Cancel::default()).unwrap();
     let session = session.over(source).unwrap();
+    let own = [
+        "SELECT * FROM counts ORDER BY timestamp",
+        "SELECT user_id, count(*) AS n, avg(position) AS mean FROM counts GROUP BY user_id ORDER BY user_id",
+        "SELECT * FROM counts WHERE user_id = 'nobody'",
+        "SELECT run, stage, rows, seconds, started FROM sys.stages ORDER BY stage",
+        "SELECT [1, 2] AS list, true AS yes, CAST(NULL AS DOUBLE) AS none, 1.5 AS number",
+        "VALUES (1, 'a'), (2, NULL)",
+    ]
+    .map(|text| {
+        let rows = session.query(text).unwrap();
+        let schema = rows.schema();
+        (text, concat_batches(&schema, &rows.collect().unwrap()).unwrap())
+    });
     here(async {
         let mut client = connect(&served).await;
-        for text in [
-            "SELECT * FROM counts ORDER BY timestamp",
-            "SELECT user_id, count(*) AS n, avg(position) AS mean FROM counts GROUP BY user_id ORDER BY user_id",
-            "SELECT * FROM counts WHERE user_id = 'nobody'",
-            "SELECT run, stage, rows, seconds, started FROM sys.stages ORDER BY stage",
-            "SELECT [1, 2] AS list, true AS yes, CAST(NULL AS DOUBLE) AS none, 1.5 AS number",
-            "VALUES (1, 'a'), (2, NULL)",
-        ] {
-            let served = ask(&mut client, text).await.unwrap();
-            let rows = session.query(text).unwrap();
-            let schema = rows.schema();
-            let own = concat_batches(&schema, &rows.collect().unwrap()).unwrap();
-            assert_eq!(served, own, "{text}");
+        for (text, own) in own {
+            assert_eq!(ask(&mut client, text).await.unwrap(), own, "{text}");
         }
         // Views and dictionaries go as what they stand for, announced so.
         let text = "SELECT arrow_cast(user_id, 'Utf8View') AS a, arrow_cast(user_id, 'Dictionary(Int32, Utf8)') AS b \
@@ -303,7 +305,7 @@ fn errors_say_what_to_do() {
         for (text, code, words) in [
             ("SELECT no FROM counts", Code::InvalidArgument, "missing-column"),
             ("SELECT * FROM count", Code::InvalidArgument, "did you mean \"counts\""),
-            ("SELECT * FROM\n  WHERE", Code::InvalidArgument, "sql:2"),
+            ("SELECT 1\nFROM counts WHERE\n  GROUP x", Code::InvalidArgument, "sql:3"),
             ("SELECT 1; SELECT 2", Code::InvalidArgument, "many-statements"),
             ("", Code::InvalidArgument, "empty-statement"),
             ("SELECT $1", Code::InvalidArgument, "missing-param"),

@@ -33,6 +33,8 @@ const MESSAGE: usize = 2 << 20;
 const LARGE: usize = 512 << 10;
 /// How long rows wait for others.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// How much later than the statement itself its reader looks at the clock.
+const GRACE: Duration = Duration::from_millis(200);
 /// Messages that wait for the client.
 const WAITING: usize = 4;
 /// Rows of a batch inside of a statement, as long as they are narrow.
@@ -132,15 +134,19 @@ impl<T> Drop for Task<T> {
 /// The rows of a statement as messages. When it is dropped, the statement ends.
 pub(super) struct Answer {
     receiver: mpsc::Receiver<Result<FlightData, Status>>,
+    /// Gone when all was said.
     task: Option<Task<()>>,
+    /// Comes when the statement's time is over, however busy it is.
+    end: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
 impl Answer {
     /// Starts the statement.
     pub(super) fn start(planned: Arc<Planned>, seat: OwnedSemaphorePermit, stopped: watch::Receiver<bool>) -> Answer {
         let threads = planned.session.threads();
-        Self::run(&threads, |sender| async move {
-            let limit = planned.session.limits().timeout;
+        let limit = planned.session.limits().timeout;
+        let end = ending(limit.map(|limit| (limit + GRACE, limit)), stopped.clone());
+        let mut answer = Self::run(&threads, |sender| async move {
             let started = Instant::now();
             let end = match within(send_rows(&planned, &sender), limit, started, stopped).await {
                 Ok(()) => return,
@@ -149,7 +155,9 @@ impl Answer {
             // What was held is free before a slow client hears of it.
             drop((planned, seat));
             let _ = sender.send(Err(status(end))).await;
-        })
+        });
+        answer.end = Some(Box::pin(end));
+        answer
     }
 
     /// One batch that is at hand.
@@ -174,6 +182,7 @@ impl Answer {
         Answer {
             receiver,
             task: Some(Task(threads.spawn(work(sender)))),
+            end: None,
         }
     }
 }
@@ -182,8 +191,18 @@ impl Stream for Answer {
     type Item = Result<FlightData, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Self::Item>> {
-        if let Some(message) = ready!(self.receiver.poll_recv(context)) {
-            return Poll::Ready(Some(message));
+        if self.task.is_none() {
+            return Poll::Ready(None);
+        }
+        match self.receiver.poll_recv(context) {
+            Poll::Ready(Some(message)) => return Poll::Ready(Some(message)),
+            Poll::Ready(None) => {}
+            Poll::Pending => {
+                let Some(end) = &mut self.end else { return Poll::Pending };
+                let error = ready!(end.as_mut().poll(context));
+                self.task = None;
+                return Poll::Ready(Some(Err(status(error))));
+            }
         }
         // Nothing more comes: either that was all, or the task is lost.
         let Some(task) = &mut self.task else {
@@ -200,23 +219,25 @@ async fn within(
     work: impl Future<Output = Result<(), Stop>>,
     limit: Option<Duration>,
     started: Instant,
-    mut stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 ) -> Result<()> {
-    let stop = async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    let work = async move {
-        let Some(limit) = limit else { return work.await };
-        let left = limit.saturating_sub(started.elapsed());
-        match tokio::time::timeout(left, work).await {
-            Ok(done) => done,
-            Err(_) => Err(Stop::Failed(timed_out(limit))),
-        }
-    };
-    match select(pin!(work), pin!(stop)).await {
+    let left = limit.map(|limit| (limit.saturating_sub(started.elapsed()), limit));
+    match select(pin!(work), pin!(ending(left, stopped))).await {
         Either::Left((Ok(()) | Err(Stop::Gone), _)) => Ok(()),
-        Either::Left((Err(Stop::Failed(error)), _)) => Err(error),
-        Either::Right(_) => Err(Error::interrupted()),
+        Either::Left((Err(Stop::Failed(error)), _)) | Either::Right((error, _)) => Err(error),
+    }
+}
+
+/// Why a statement has to end, when it has to: its time is over, or the server stops.
+async fn ending(left: Option<(Duration, Duration)>, mut stopped: watch::Receiver<bool>) -> Error {
+    let stop = pin!(stopped.wait_for(|stopped| *stopped));
+    let Some((left, limit)) = left else {
+        let _ = stop.await;
+        return Error::interrupted();
+    };
+    match select(pin!(tokio::time::sleep(left)), stop).await {
+        Either::Left(_) => timed_out(limit),
+        Either::Right(_) => Error::interrupted(),
     }
 }
 
