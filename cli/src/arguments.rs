@@ -1,6 +1,7 @@
 //! The command line.
 
 mod past;
+mod serve;
 mod sql;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use past::{Diff, Gc, Logs, Pin, Runs, Store, StoreCommand, Verify, Why};
+pub use serve::Serve;
 pub use sql::{Sql, SqlFormat};
 
 /// Generative-recommendation experiments as dataflow.
@@ -39,6 +41,8 @@ pub enum Command {
     Show(Show),
     /// Ask the store in SQL: tables of stages, runs, live metrics; without a statement a shell opens
     Sql(Box<Sql>),
+    /// Answer statements of other programs, over Arrow Flight SQL
+    Serve(Box<Serve>),
     /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
     Compare(Compare),
     /// Say why a stage runs, or ran: what changed, followed upstream to the roots

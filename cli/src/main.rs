@@ -19,6 +19,7 @@ mod remote;
 mod run;
 mod runs;
 mod schema;
+mod serve;
 mod shell;
 mod show;
 mod signals;
@@ -43,6 +44,7 @@ fn main() {
         Command::Ops(command) => ops::ops(command),
         Command::Show(command) => show::show(command),
         Command::Sql(command) => sql::sql(command),
+        Command::Serve(command) => serve::serve(command),
         Command::Compare(command) => compare::compare(command),
         Command::Why(command) => why::why(command),
         Command::Diff(command) => diff::diff(command),

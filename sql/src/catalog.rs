@@ -80,6 +80,14 @@ impl View {
         })
     }
 
+    /// Another look at the same store.
+    pub(crate) fn anew(&self) -> Self {
+        View {
+            source: self.source.clone(),
+            scopes: Mutex::default(),
+        }
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.source.store
     }

@@ -8,6 +8,7 @@ mod catalog;
 mod columns;
 mod failure;
 mod files;
+pub mod flight;
 mod folder;
 pub mod functions;
 mod live;

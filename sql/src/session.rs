@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::metadata::ScalarAndMetadata;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use futures_util::StreamExt;
@@ -33,7 +35,10 @@ use crate::outputs::Outputs;
 use crate::statement::Statement;
 
 /// How often a waiting caller looks whether it should stop.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
+
+/// Stack of a thread: an expression of many terms is a deep tree. Only what is used of it takes memory.
+pub(crate) const STACK: usize = 64 << 20;
 
 /// What a session may use.
 #[derive(Clone, Debug)]
@@ -87,6 +92,7 @@ impl Session {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
+            .thread_stack_size(STACK)
             .thread_name("sql")
             .enable_all()
             .build()
@@ -119,12 +125,16 @@ impl Session {
     /// The same session over the tables of a store.
     pub fn over(mut self, source: Source) -> Result<Session> {
         files::register(&self.context, &source);
-        let view = Arc::new(View::new(source)?);
+        self.look_at(View::new(source)?);
+        Ok(self)
+    }
+
+    fn look_at(&mut self, view: View) {
+        let view = Arc::new(view);
+        self.context.register_catalog_list(Arc::new(Catalogs(view.clone())));
         self.context.register_udtf("outputs", Arc::new(Outputs(view.clone())));
         self.context.register_udtf("run", Arc::new(AsOf(view.clone())));
-        self.context.register_catalog_list(Arc::new(Catalogs(view.clone())));
         self.view = Some(view);
-        Ok(self)
     }
 
     /// Names of tables that statements may use as they are.
@@ -157,6 +167,29 @@ impl Session {
             |_| Vec::new(),
             |schema| schema.fields().iter().map(|field| field.name().clone()).collect(),
         )
+    }
+
+    /// The same session for a statement beside others: what names mean is looked up for it alone.
+    pub(crate) fn apart(&self) -> Session {
+        let mut session = self.clone();
+        session.context = SessionContext::new_with_state(self.context.state());
+        if let Some(view) = &self.view {
+            session.look_at(view.anew());
+        }
+        session
+    }
+
+    /// The threads that statements run on.
+    pub(crate) fn threads(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// Where tables and functions are registered.
@@ -198,10 +231,8 @@ impl Session {
 
     pub(crate) async fn physical(&self, plan: &LogicalPlan, text: &str) -> Result<Arc<dyn ExecutionPlan>> {
         let state = self.context.state();
-        state
-            .create_physical_plan(plan)
-            .await
-            .map_err(|error| explain(error, text))
+        let physical = state.create_physical_plan(plan).await;
+        physical.and_then(pausing).map_err(|error| explain(error, text))
     }
 
     /// Runs a statement; rows come as they are asked for.
@@ -286,6 +317,18 @@ impl Session {
     }
 }
 
+/// The plan with pauses where few rows become many: a cross join would run on without a look whether it should stop.
+fn pausing(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let multiplies = |name: &str| name.ends_with("JoinExec") || name == "UnnestExec";
+    let paused = plan.transform_up(|node| match multiplies(node.name()) {
+        true => Ok(Transformed::yes(
+            Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>
+        )),
+        false => Ok(Transformed::no(node)),
+    });
+    paused.map(|paused| paused.data)
+}
+
 /// The plan with values for its `$name`s: each of the type that the statement makes of it, else text.
 fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Result<LogicalPlan> {
     let wanted = plan.get_parameter_types().map_err(|error| explain(error, text))?;
@@ -316,7 +359,7 @@ fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Re
     }
 }
 
-fn timed_out(timeout: Duration) -> Error {
+pub(crate) fn timed_out(timeout: Duration) -> Error {
     Error::new(
         Kind::User,
         "sql-timeout",

@@ -7,6 +7,8 @@ mod compares;
 mod crashes;
 mod data_tests;
 mod disks;
+mod flight;
+mod flight_fuzz;
 mod history;
 mod hosts;
 mod interrupts;

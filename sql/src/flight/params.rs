@@ -1,0 +1,121 @@
+//! Values for a statement's placeholders: `$1`, `$name`, and `?`, which counts.
+
+use std::collections::HashMap;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::metadata::ScalarAndMetadata;
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use sluice_engine::{Error, Result};
+
+use crate::failure::explain;
+
+/// The text with `$1`, `$2` and so on for each `?`.
+pub(super) fn numbered(text: &str) -> String {
+    if !text.contains('?') {
+        return text.to_string();
+    }
+    // What is no SQL is told about as it was written.
+    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).tokenize() else {
+        return text.to_string();
+    };
+    let mut count = 0;
+    let number = |token: Token| match token {
+        Token::Placeholder(mark) if mark == "?" => {
+            count += 1;
+            format!("${count}")
+        }
+        other => other.to_string(),
+    };
+    let changed: String = tokens.into_iter().map(number).collect();
+    match count {
+        0 => text.to_string(),
+        _ => changed,
+    }
+}
+
+/// The placeholders of a plan as columns: by number, then by name; null for a type that the statement leaves open.
+pub(super) fn schema(plan: &LogicalPlan, text: &str) -> Result<SchemaRef> {
+    let wanted = plan.get_parameter_types().map_err(|error| explain(error, text))?;
+    let mut wanted: Vec<(String, Option<DataType>)> = wanted.into_iter().collect();
+    wanted.sort_by_key(|(name, _)| (number(name).unwrap_or(usize::MAX), name.clone()));
+    let fields = wanted
+        .into_iter()
+        .map(|(name, kind)| Field::new(name.trim_start_matches('$'), kind.unwrap_or(DataType::Null), true));
+    Ok(Schema::new(fields.collect::<Vec<Field>>()).into())
+}
+
+/// The plan with the values of a row for its placeholders.
+pub(super) fn bind(plan: LogicalPlan, row: Option<&RecordBatch>, text: &str) -> Result<LogicalPlan> {
+    let wanted = schema(&plan, text)?;
+    if wanted.fields().is_empty() {
+        return match row.filter(|row| row.num_columns() > 0) {
+            Some(_) => Err(Error::user(
+                "unknown-param",
+                "values for a statement that has no placeholder",
+            )),
+            None => Ok(plan),
+        };
+    }
+    let Some(row) = row else {
+        let names: Vec<&str> = wanted.fields().iter().map(|field| field.name().as_str()).collect();
+        let message = format!("the statement wants values for {}", names.join(", "));
+        return Err(Error::user("missing-param", message).hint("prepare it and bind a row of values"));
+    };
+    if row.num_rows() != 1 {
+        let message = format!("{} rows of values where one is wanted", row.num_rows());
+        return Err(Error::user("bad-param", message).hint("run the statement once for each row"));
+    }
+    let mut values: HashMap<String, ScalarAndMetadata> = HashMap::new();
+    for field in wanted.fields() {
+        // Names first; else numbers count the columns.
+        let by_number = || number(field.name()).and_then(|number| row.columns().get(number.checked_sub(1)?));
+        let by_name = match number(field.name()) {
+            Some(_) => None,
+            None => row.column_by_name(field.name()),
+        };
+        let Some(column) = by_name.or_else(by_number) else {
+            return Err(Error::user(
+                "missing-param",
+                format!("the statement wants a value for \"{}\"", field.name()),
+            ));
+        };
+        let value = ScalarValue::try_from_array(column, 0).map_err(|error| explain(error, text))?;
+        let value = match field.data_type() {
+            DataType::Null => value,
+            kind => value.cast_to(kind).map_err(|_| {
+                let given = value.data_type();
+                Error::user(
+                    "bad-param",
+                    format!("the {given} for \"{}\" is no {kind}", field.name()),
+                )
+            })?,
+        };
+        values.insert(field.name().clone(), value.into());
+    }
+    plan.with_param_values(ParamValues::Map(values))
+        .map_err(|error| explain(error, text))
+}
+
+fn number(name: &str) -> Option<usize> {
+    name.trim_start_matches('$').parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn question_marks_count() {
+        assert_eq!(
+            numbered("SELECT ? -- why?\nWHERE a = ? AND b = '?' AND \"c?\" = ?"),
+            "SELECT $1 -- why?\nWHERE a = $2 AND b = '?' AND \"c?\" = $3"
+        );
+        assert_eq!(numbered("SELECT '?'"), "SELECT '?'");
+        assert_eq!(numbered("SELECT 'open ?"), "SELECT 'open ?");
+        assert_eq!(numbered("SELECT $1"), "SELECT $1");
+    }
+}
