@@ -18,7 +18,7 @@ use crate::session::{Limits, Session};
 fn open(timeout: Option<Duration>) -> Server {
     let limits = Limits {
         threads: 2,
-        memory: 64 << 20,
+        memory: Some(64 << 20),
         timeout,
         ..Limits::default()
     };
