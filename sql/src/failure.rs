@@ -1,15 +1,21 @@
 //! What went wrong in DataFusion, in the words of the house: a line, a place in the statement, a hint.
 
+use std::sync::Arc;
+
 use datafusion::common::diagnostic::Diagnostic;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::parser::ParserError;
 use sluice_engine::{Error, Kind, Place};
+use tokio::task::JoinError;
 
 /// The name that errors give a statement's text.
 const FILE: &str = "sql";
 
 /// Translates an error; `text` is the statement it is about, empty if there is none.
 pub(crate) fn explain(error: DataFusionError, text: &str) -> Error {
+    if panicked(&error) {
+        return Error::internal("a thread of the statement panicked");
+    }
     match error {
         DataFusionError::Diagnostic(diagnostic, inner) => {
             let mut error = explain(*inner, text);
@@ -56,6 +62,19 @@ pub(crate) fn explain(error: DataFusionError, text: &str) -> Error {
         other @ DataFusionError::Internal(_) => plain(Kind::Internal, "sql-internal", other.strip_backtrace()),
         other => plain(Kind::User, "bad-sql", other.strip_backtrace()),
     }
+}
+
+/// Whether a thread's panic is at the bottom of it.
+fn panicked(error: &DataFusionError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(this) = cause {
+        let shared = this.downcast_ref::<Arc<JoinError>>().map(Arc::as_ref);
+        if let Some(join) = this.downcast_ref::<JoinError>().or(shared) {
+            return join.is_panic();
+        }
+        cause = this.source();
+    }
+    false
 }
 
 fn plain(kind: Kind, code: &str, message: String) -> Error {

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use datafusion::sql::parser::Statement as Parsed;
 use datafusion::sql::sqlparser::ast::visit_relations;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use sluice_engine::{Error, Result};
 
@@ -17,7 +18,7 @@ use crate::statement::Statement;
 const LONGEST: usize = 256 << 10;
 /// Words and signs of an expression, without those beside a comma: `a + b + c` has 5.
 const DEEPEST: usize = 2000;
-/// Tables that a statement names, each time counted.
+/// Tables that a statement names, each time counted, and its queries.
 const TABLES: usize = 256;
 
 /// The statement of a text, if it can be planned safely.
@@ -27,19 +28,28 @@ pub(super) fn parse(text: &str) -> Result<Statement> {
         return Err(Error::user("long-statement", message));
     }
     // What has no tokens is told about by the parser.
-    if let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).tokenize()
-        && depth(&tokens) > DEEPEST
-    {
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().unwrap_or_default();
+    if depth(&tokens) > DEEPEST {
         let message = format!("an expression of more than {DEEPEST} words");
         return Err(Error::user("deep-statement", message)
             .hint("x IN (1, 2, ...) and lists may be long; chains of OR, AND, + and UNION may not"));
     }
-    let statement = Statement::parse(text)?;
-    if tables(statement.parsed()) > TABLES {
-        let message = format!("a statement of more than {TABLES} tables");
-        return Err(Error::user("wide-statement", message));
+    let select = |token: &&Token| matches!(token, Token::Word(word) if word.keyword == Keyword::SELECT);
+    let wide = || {
+        Error::user(
+            "wide-statement",
+            format!("a statement of more than {TABLES} tables and queries"),
+        )
+    };
+    let queries = tokens.iter().filter(select).count();
+    if queries > TABLES {
+        return Err(wide());
     }
-    Ok(statement)
+    let statement = Statement::parse(text)?;
+    match queries + tables(statement.parsed()) > TABLES {
+        true => Err(wide()),
+        false => Ok(statement),
+    }
 }
 
 /// How deep an expression of these tokens may be at most: a token may go one down from what was before it, and what is in
@@ -125,6 +135,8 @@ mod tests {
         let crowd = vec!["t"; 300].join(", ");
         assert_eq!(code(format!("SELECT 1 FROM {crowd}")), "wide-statement");
         assert_eq!(code(format!("EXPLAIN SELECT 1 FROM {crowd}")), "wide-statement");
+        let queries = vec!["(SELECT 1)"; 300].join(", ");
+        assert_eq!(code(format!("SELECT {queries}")), "wide-statement");
         assert_eq!(code(format!("SELECT '{}'", "x".repeat(300_000))), "long-statement");
     }
 }
