@@ -15,11 +15,11 @@ scores AS (
 ),
 -- A key that several runs share counts once, for the first of them.
 systems AS (
-  SELECT d.dataset, r.pipeline, min(s.run) AS run, s.stage, o.value, o.low, o.high, o.users
+  SELECT coalesce(d.dataset, 'no file: made by ' || r.pipeline) AS dataset, r.pipeline, min(s.run) AS run, s.stage, o.value, o.low, o.high, o.users
   FROM (SELECT DISTINCT key, value, low, high, users FROM scores) AS o
   JOIN sys.stages AS s ON s.key = o.key
   JOIN sys.runs AS r ON r.run = s.run
-  JOIN datasets AS d ON d.run = s.run
+  LEFT JOIN datasets AS d ON d.run = s.run
   GROUP BY d.dataset, r.pipeline, s.stage, s.key, o.value, o.low, o.high, o.users
 )
 SELECT dataset, place, value, low, high, users, pipeline, stage, run FROM (

@@ -95,7 +95,7 @@ fn a_sweep_is_one_table_with_its_axes() {
     let sluice = Sluice::with(&[("reviews.csv", REVIEWS)]);
     sluice.write(
         "sweep.yaml",
-        format!("{PIPELINE}  popular: {{ op: rank_popularity, inputs: {{ train: split.train, histories: split.test }}, k: 1 }}\nsweep:\n  popular.k: [1, 2]\n"),
+        format!("{PIPELINE}  popular: {{ op: rank_popularity, inputs: {{ train: split.train, histories: split.test }}, k: 1 }}\nsweep:\n  axes: {{ popular.k: [1, 2] }}\n"),
     );
     sluice.succeed(&["run", "sweep.yaml", "--quiet"]);
     let rows = csv(
@@ -186,7 +186,7 @@ fn what_cannot_be_is_said_with_what_can() {
             2,
             &["no table sys.run", "did you mean \"runs\"?"],
         ),
-        (&["sql", "SELECT FROM WHERE"], 2, &["bad-sql"]),
+        (&["sql", "SELECT ( FROM clean"], 2, &["bad-sql"]),
         (&["sql", "DROP TABLE clean"], 2, &["DROP is refused", "only read"]),
         (&["sql", "COPY clean TO 'x.csv'"], 2, &["COPY is refused"]),
         (&["sql", "SELECT * FROM 'reviews.csv'"], 2, &["error["]),
