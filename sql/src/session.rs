@@ -41,7 +41,7 @@ pub(crate) const LOOK: Duration = Duration::from_millis(20);
 pub(crate) const STACK: usize = 64 << 20;
 
 /// What a session may use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Limits {
     /// Threads; 0 for as many as the machine has.
     pub threads: usize,
@@ -52,17 +52,6 @@ pub struct Limits {
     pub spill: Option<PathBuf>,
     /// How long a statement may run.
     pub timeout: Option<Duration>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            threads: 0,
-            memory: None,
-            spill: None,
-            timeout: None,
-        }
-    }
 }
 
 /// Plans and runs statements.
