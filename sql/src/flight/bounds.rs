@@ -21,6 +21,9 @@ const DEEPEST: usize = 2000;
 /// Tables that a statement names, each time counted, and its queries.
 const TABLES: usize = 256;
 
+/// How often a word may follow itself. The parser tries two ways at each `INTERVAL`: 30 in a row take it years.
+const REPEATED: usize = 8;
+
 /// The statement of a text, if it can be planned safely.
 pub(super) fn parse(text: &str) -> Result<Statement> {
     if text.len() > LONGEST {
@@ -33,6 +36,10 @@ pub(super) fn parse(text: &str) -> Result<Statement> {
         let message = format!("an expression of more than {DEEPEST} words");
         return Err(Error::user("deep-statement", message)
             .hint("x IN (1, 2, ...) and lists may be long; chains of OR, AND, + and UNION may not"));
+    }
+    if repeated(&tokens) > REPEATED {
+        let message = format!("a statement with the same word more than {REPEATED} times in a row");
+        return Err(Error::user("repeated-word", message));
     }
     let select = |token: &&Token| matches!(token, Token::Word(word) if word.keyword == Keyword::SELECT);
     let wide = || {
@@ -82,6 +89,21 @@ fn depth(tokens: &[Token]) -> usize {
     }
     let open = levels.iter().map(|level| level.deepest.max(level.here));
     open.sum()
+}
+
+/// How often the same word stands in a row at most.
+fn repeated(tokens: &[Token]) -> usize {
+    let (mut most, mut count, mut before) = (0, 0, "");
+    for token in tokens {
+        match token {
+            Token::Whitespace(_) => {}
+            Token::Word(word) if word.value.eq_ignore_ascii_case(before) => count += 1,
+            Token::Word(word) => (count, before) = (1, &word.value),
+            _ => (count, before) = (0, ""),
+        }
+        most = most.max(count);
+    }
+    most
 }
 
 fn tables(parsed: &Parsed) -> usize {
@@ -135,6 +157,15 @@ mod tests {
         let crowd = vec!["t"; 300].join(", ");
         assert_eq!(code(format!("SELECT 1 FROM {crowd}")), "wide-statement");
         assert_eq!(code(format!("EXPLAIN SELECT 1 FROM {crowd}")), "wide-statement");
+        let start = std::time::Instant::now();
+        let intervals = |count| format!("SELECT {} '1 day'", "INTERVAL\n".repeat(count));
+        assert_eq!(code(intervals(26)), "repeated-word");
+        let _ = parse(&intervals(8));
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
         let queries = vec!["(SELECT 1)"; 300].join(", ");
         assert_eq!(code(format!("SELECT {queries}")), "wide-statement");
         assert_eq!(code(format!("SELECT '{}'", "x".repeat(300_000))), "long-statement");
