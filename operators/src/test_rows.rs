@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn every_kind_finds_what_is_wrong_and_no_more() {
         let parent = [("parent", "id\n i1\n i2\n null")];
-        type Case = (serde_json::Value, &'static [(&'static str, &'static str)], &'static str, serde_json::Value);
+        type Case<'a> = (serde_json::Value, &'a [(&'a str, &'a str)], &'a str, serde_json::Value);
         let cases: [Case; 7] = [
             (
                 json!({"not_null": ["user", "item"]}),
