@@ -12,8 +12,8 @@ REPEATS = 3
 ITEM = "777"
 
 # Name and SQL; {I} are the interactions, {V} the vectors. What Polars does is in `polars`.
-SIMILAR = """SELECT item_id, {similarity} AS s FROM {V} AS v CROSS JOIN (SELECT embedding AS query FROM {V} WHERE item_id = 'i777')
-ORDER BY s DESC, item_id LIMIT 10"""
+SIMILAR = """SELECT item_id, {similarity} AS s FROM {V} AS v ORDER BY s DESC, item_id LIMIT 10"""
+QUERY = "(SELECT embedding FROM {V} WHERE item_id = 'i777')"
 QUERIES = [
     ("span", "SELECT count(*), min(timestamp), max(timestamp), min(position), max(position) FROM {I}"),
     ("top_items", "SELECT item_id, count(*) AS n FROM {I} GROUP BY item_id ORDER BY n DESC, item_id LIMIT 20"),
@@ -75,7 +75,7 @@ def sluice(work):
     path = f"{work}/queries.sql"
     with open(path, "w") as out:
         for _, query in QUERIES:
-            query = query.format(similarity="cosine_similarity(v.embedding, query)", **names)
+            query = query.replace("{similarity}", f"cosine_similarity(v.embedding, {QUERY})").format(**names)
             out.write(f"{query};\n" * REPEATS)
     command = ["target/release/sluice", "sql", "--file", path, "--store", f"{work}/store", "--data", work]
     run = subprocess.run([*command, "--timing", "--format", "csv"], capture_output=True, text=True)
@@ -103,7 +103,7 @@ def duckdb(work):
     connection.sql(f"CREATE VIEW V AS SELECT item_id, embedding::FLOAT[384] AS embedding FROM '{work}/vectors.parquet'")
     times = []
     for _, query in QUERIES:
-        query = query.format(similarity="array_cosine_similarity(v.embedding, query)", I="I", V="V")
+        query = query.replace("{similarity}", f"array_cosine_similarity(v.embedding, {QUERY})").format(I="I", V="V")
         times.append(timed(lambda query=query: connection.sql(query).fetchall()))
     return times
 

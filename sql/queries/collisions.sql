@@ -8,7 +8,7 @@ hot AS (
   SELECT stage, prefix, count(*) AS items, min(item_id) AS example FROM ids GROUP BY stage, prefix HAVING count(*) > 1
 ),
 titles AS (
-  SELECT item_id, max(title) AS title FROM outputs('ingest_items') WHERE here GROUP BY item_id
+  SELECT item_id, max(title) AS title FROM outputs('join_items') WHERE here GROUP BY item_id
 )
 SELECT h.stage, h.prefix, h.items,
        round(100.0 * h.items / (SELECT count(*) FROM ids AS i WHERE i.stage = h.stage), 3) AS percent, t.title AS example

@@ -5,7 +5,7 @@ ids AS (
   SELECT item_id, semantic_id AS codes FROM outputs('quantize_rkmeans') WHERE here
 ),
 titles AS (
-  SELECT item_id, max(title) AS title FROM outputs('ingest_items') WHERE here GROUP BY item_id
+  SELECT item_id, max(title) AS title FROM outputs('join_items') WHERE here GROUP BY item_id
 ),
 -- The raw reviews: the file and the line are in `position`.
 raw AS (

@@ -236,7 +236,7 @@ fn artifact(store: &Store, port: &Port) -> Result<Arc<dyn TableProvider>> {
         let message = format!("axis \"{}\" has the name of a column", clash.name());
         return Err(Error::user("duplicate-column", message).hint("ask for one instance by its full name, quoted"));
     }
-    Ok(Arc::new(PartsTable::new(schema, port.axes.clone(), parts)))
+    Ok(Arc::new(PartsTable::viewed(&schema, port.axes.clone(), parts)))
 }
 
 fn same(one: &SchemaRef, other: &SchemaRef) -> bool {

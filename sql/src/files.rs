@@ -140,7 +140,7 @@ fn parquet(path: PathBuf) -> Result<Arc<dyn TableProvider>> {
         path,
     };
     let schema = schema_of_part(&part.path)?;
-    Ok(Arc::new(PartsTable::new(schema, Vec::new(), vec![part])))
+    Ok(Arc::new(PartsTable::viewed(&schema, Vec::new(), vec![part])))
 }
 
 /// A file's text, unpacked if it is gzip, whatever its name.

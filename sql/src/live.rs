@@ -26,7 +26,7 @@ pub(crate) fn table(
             let paths = finished(&attempt.join(port.unwrap_or(OUT)));
             let Some(first) = paths.first() else { continue };
             let schema = schema_of_part(&first.path)?;
-            return Ok(Some(Arc::new(PartsTable::new(schema, Vec::new(), paths))));
+            return Ok(Some(Arc::new(PartsTable::viewed(&schema, Vec::new(), paths))));
         }
     }
     Ok(None)

@@ -75,8 +75,42 @@ impl Show {
     };
 }
 
-/// Writes rows; returns their number. Formats for machines are written as rows come, in little memory.
+/// Writes rows; returns their number. Formats for machines are written as rows come, in little memory; files have texts in
+/// their plain type, which every reader knows.
 pub fn write(
+    schema: &SchemaRef,
+    rows: impl Iterator<Item = Result<RecordBatch>>,
+    format: Format,
+    show: Show,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    if !format.is_binary() {
+        return written(schema, rows, format, show, out);
+    }
+    let fields = schema.fields().iter().map(|field| {
+        let plain = match field.data_type() {
+            DataType::Utf8View => DataType::Utf8,
+            DataType::BinaryView => DataType::Binary,
+            other => other.clone(),
+        };
+        field.as_ref().clone().with_data_type(plain)
+    });
+    let plain: SchemaRef = Arc::new(Schema::new_with_metadata(
+        fields.collect::<Vec<_>>(),
+        schema.metadata().clone(),
+    ));
+    let to_plain = |batch: RecordBatch| {
+        let columns = batch.columns().iter().zip(plain.fields());
+        let columns = columns.map(|(column, field)| arrow::compute::cast(column, field.data_type()));
+        Ok(RecordBatch::try_new(
+            plain.clone(),
+            columns.collect::<Result<Vec<_>, _>>()?,
+        )?)
+    };
+    written(&plain, rows.map(|batch| batch.and_then(to_plain)), format, show, out)
+}
+
+fn written(
     schema: &SchemaRef,
     rows: impl Iterator<Item = Result<RecordBatch>>,
     format: Format,

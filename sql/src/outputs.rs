@@ -129,7 +129,7 @@ fn table(view: &View, operator: &str, port: &str) -> Result<PartsTable> {
         );
         return Err(Error::user("duplicate-column", message).hint("ask for its stages by name"));
     }
-    Ok(PartsTable::new(Arc::new(Schema::new(merged)), constants, parts))
+    Ok(PartsTable::viewed(&Arc::new(Schema::new(merged)), constants, parts))
 }
 
 /// Adds columns that are new; a column that is missing somewhere is null there.

@@ -95,20 +95,13 @@ fn a_sweep_is_one_table_with_its_axes() {
     let sluice = Sluice::with(&[("reviews.csv", REVIEWS)]);
     sluice.write(
         "sweep.yaml",
-        format!("{PIPELINE}  popular: {{ op: rank_popularity, inputs: {{ train: split.train, histories: split.test }}, k: 1 }}\nsweep:\n  axes: {{ popular.k: [1, 2] }}\n"),
+        format!("{PIPELINE}  core: {{ op: filter_kcore, input: clean, k: 1 }}\nsweep:\n  axes: {{ core.k: [1, 2] }}\n"),
     );
     sluice.succeed(&["run", "sweep.yaml", "--quiet"]);
-    let rows = csv(
-        &sluice,
-        "SELECT popular_k, count(*) FROM popular GROUP BY 1 ORDER BY 1",
-        &[],
-    );
-    assert_eq!(rows, "1,3\n2,6");
-    assert_eq!(
-        csv(&sluice, "SELECT count(*) FROM popular WHERE popular_k = 2", &[]),
-        "6"
-    );
-    assert_eq!(csv(&sluice, "SELECT count(*) FROM \"popular[popular.k=1]\"", &[]), "3");
+    let rows = csv(&sluice, "SELECT core_k, count(*) FROM core GROUP BY 1 ORDER BY 1", &[]);
+    assert_eq!(rows, "1,9\n2,8");
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM core WHERE core_k = 2", &[]), "8");
+    assert_eq!(csv(&sluice, "SELECT count(*) FROM \"core[core.k=1]\"", &[]), "9");
 }
 
 #[test]
