@@ -143,10 +143,10 @@ fn plain(batch: &RecordBatch) -> RecordBatch {
         DataType::Utf8View => field.as_ref().clone().with_data_type(DataType::Utf8),
         _ => field.as_ref().clone(),
     });
-    let fields: Vec<Field> = fields.collect();
-    let columns = batch.columns().iter().zip(&fields);
+    let plain = Arc::new(Schema::new(fields.collect::<Vec<Field>>()));
+    let columns = batch.columns().iter().zip(plain.fields());
     let columns = columns.map(|(column, field)| arrow::compute::cast(column, field.data_type()).unwrap());
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect()).unwrap()
+    RecordBatch::try_new(plain.clone(), columns.collect()).unwrap()
 }
 
 #[test]
