@@ -1,30 +1,24 @@
 #!/usr/bin/env bash
 # Rows per second of a client that reads a whole artifact of ROWS rows (default 20M) from "sluice serve" with ADBC, beside
 # DuckDB's Arrow export of the same Parquet files within the client's process. ROUNDS (default 5) alternate, and everything
-# is pinned to the same cores, CORES (default 0,1). PYTHON must have adbc-driver-flightsql, pyarrow and duckdb.
+# is pinned to the same cores, CORES (default 0,1). Makes a virtual environment with what it compares with, unless PYTHON
+# names a Python that has adbc-driver-flightsql, pyarrow and duckdb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=${ROWS:-20000000}
-python=${PYTHON:-python3}
 cores=${CORES:-0,1}
 work=$(mktemp -d)
 server=
 trap 'test -z "$server" || kill "$server" || true; rm -rf "$work"' EXIT
+python=${PYTHON:-}
+if [[ -z "$python" ]]; then
+    python3 -m venv "$work/venv"
+    python=$work/venv/bin/python
+    "$work/venv/bin/pip" install --quiet adbc-driver-flightsql pyarrow duckdb pytz
+fi
 sluice=${SLUICE:-target/release/sluice}
 test -x "$sluice" || cargo build --release --workspace --quiet
-"$python" - "$rows" "$work/interactions.csv" <<'PY'
-import random, sys
-rows, path = int(sys.argv[1]), sys.argv[2]
-rng = random.Random(1)
-with open(path, "w") as out:
-    out.write("user_id,item_id,timestamp\n")
-    for start in range(0, rows, 100_000):
-        lines = []
-        for _ in range(min(100_000, rows - start)):
-            bits = rng.getrandbits(64)
-            lines.append(f"{bits % (rows // 10)},{(bits >> 32) % 200_000},{1_500_000_000 + (bits >> 20) % 100_000_000}\n")
-        out.writelines(lines)
-PY
+"$python" benches/interactions.py "$rows" "$work/interactions.csv"
 cat > "$work/p.yaml" <<'YAML'
 pipeline: read
 stages:

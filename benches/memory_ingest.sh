@@ -8,19 +8,7 @@ memory=${MEMORY:-512M}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cargo build --release --quiet
-python3 - "$rows" "$work/interactions.csv" <<'PY'
-import random, sys
-rows, path = int(sys.argv[1]), sys.argv[2]
-rng = random.Random(1)
-with open(path, "w") as out:
-    out.write("user_id,item_id,timestamp\n")
-    for start in range(0, rows, 100_000):
-        lines = []
-        for _ in range(min(100_000, rows - start)):
-            bits = rng.getrandbits(64)
-            lines.append(f"{bits % (rows // 10)},{(bits >> 32) % 200_000},{1_500_000_000 + (bits >> 20) % 100_000_000}\n")
-        out.writelines(lines)
-PY
+python3 benches/interactions.py "$rows" "$work/interactions.csv"
 cat > "$work/p.yaml" <<'YAML'
 pipeline: memory
 stages:

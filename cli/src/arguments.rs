@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use past::{Diff, Gc, Logs, Pin, Runs, Store, StoreCommand, Verify, Why};
 pub use serve::Serve;
-pub use sql::{Sql, SqlFormat};
+pub use sql::{Look, Sql, SqlFormat};
 
 /// Generative-recommendation experiments as dataflow.
 ///

@@ -5,6 +5,7 @@ use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use sluice_engine::operator::Cancel;
 use sluice_engine::store::Store;
 use sluice_engine::{Error, Result};
 use sluice_sql::output::{self, Format, Show};
@@ -28,22 +29,7 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
         return Ok(());
     }
     let one = |error: Error| vec![error];
-    let store = Store::existing(&command.store).map_err(one)?;
-    let limits = Limits {
-        threads: command.threads.map_or(0, usize::from),
-        memory: command.memory,
-        spill: None,
-        timeout: command.timeout.map(Duration::from_secs_f64),
-    };
-    let source = Source {
-        store,
-        registry: sluice_operators::registry(),
-        run: command.run.clone(),
-        data_root: data_root(command.data.as_deref()),
-        any_file: command.allow_files,
-    };
-    let cancel = cancel_on_ctrl_c()?;
-    let session = Session::new(&limits, &cancel).map_err(one)?.over(source).map_err(one)?;
+    let (session, cancel) = open(&command.look, command.allow_files)?;
     let Some(text) = text(command).map_err(one)? else {
         return shell::shell(session, &cancel, command.timing).map_err(one);
     };
@@ -96,6 +82,27 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
             &error,
         ))
     })
+}
+
+/// A session over what the flags name, and what Ctrl-C sets.
+pub fn open(look: &arguments::Look, any_file: bool) -> Result<(Session, Cancel), Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let limits = Limits {
+        threads: look.threads.map_or(0, usize::from),
+        memory: look.memory,
+        spill: None,
+        timeout: look.timeout.map(Duration::from_secs_f64),
+    };
+    let source = Source {
+        store: Store::existing(&look.store).map_err(one)?,
+        registry: sluice_operators::registry(),
+        run: look.run.clone(),
+        data_root: data_root(look.data.as_deref()),
+        any_file,
+    };
+    let cancel = cancel_on_ctrl_c()?;
+    let session = Session::new(&limits, &cancel).map_err(one)?;
+    Ok((session.over(source).map_err(one)?, cancel))
 }
 
 /// The statements to run; `None` for a shell.

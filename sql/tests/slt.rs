@@ -37,7 +37,7 @@ fn session() -> Session {
     Session::new(&limits, &Cancel::default()).unwrap()
 }
 
-/// An error as files expect it: its code and its line, with details and hint.
+/// An error as files expect it: its code and its line.
 #[derive(Debug)]
 struct Told(sluice_engine::Error);
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{parse_bytes, parse_time};
+use super::Look;
 
 /// Arguments of `serve`.
 #[derive(Args)]
@@ -22,9 +22,6 @@ pub struct Serve {
     /// Speak Arrow Flight SQL here; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:31337")]
     pub flight: String,
-    /// The run, or the pipeline for its newest run, that tables are of [default: the newest at each statement]
-    #[arg(long, short, value_name = "RUN")]
-    pub run: Option<String>,
     /// Let nobody in without this token; others on this machine can see it here, so rather set $SLUICE_TOKEN
     #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
     pub token: Option<String>,
@@ -40,19 +37,7 @@ pub struct Serve {
     /// Let other machines connect without TLS: the token and all rows can be read on the way
     #[arg(long)]
     pub insecure: bool,
-    /// What all statements may hold in memory, then they spill to disk (such as 512M, 4G) [default: half of the machine's]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub memory: Option<usize>,
-    /// End a statement that runs longer (such as 90s, 10m)
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub timeout: Option<f64>,
-    /// Threads of statements [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Where relative data paths start [default: $SLUICE_DATA, else data/]
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    /// Where artifacts are kept
-    #[arg(long, value_name = "DIR", default_value = ".sluice")]
-    pub store: PathBuf,
+    /// What is looked at, and within which limits.
+    #[command(flatten)]
+    pub look: Look,
 }

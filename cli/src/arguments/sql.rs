@@ -29,9 +29,6 @@ pub struct Sql {
     /// Give a value to $NAME in the statement (may be given again)
     #[arg(long = "param", value_name = "NAME=VALUE")]
     pub params: Vec<String>,
-    /// The run, or the pipeline for its newest run, that tables are of [default: the newest]
-    #[arg(long, short, value_name = "RUN")]
-    pub run: Option<String>,
     /// How to print [default: by the name of --output, else table]
     #[arg(long, value_enum)]
     pub format: Option<SqlFormat>,
@@ -44,21 +41,32 @@ pub struct Sql {
     /// Say how long each statement took
     #[arg(long)]
     pub timing: bool,
+    /// Let read_csv, read_json, read_parquet and read_lines read files outside the data root
+    #[arg(long)]
+    pub allow_files: bool,
+    /// What is looked at, and within which limits.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+/// What statements look at, and within which limits.
+#[derive(Args)]
+pub struct Look {
+    /// The run, or the pipeline for its newest run, that tables are of [default: the newest]
+    #[arg(long, short, value_name = "RUN")]
+    pub run: Option<String>,
     /// What statements may hold in memory, then they spill to disk (such as 512M, 4G) [default: half of the machine's]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<usize>,
     /// End a statement that runs longer (such as 90s, 10m)
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timeout: Option<f64>,
-    /// Threads [default: all cores]
+    /// Threads of statements [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Where relative data paths start [default: $SLUICE_DATA, else data/]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Let read_csv, read_json, read_parquet and read_lines read files outside the data root
-    #[arg(long)]
-    pub allow_files: bool,
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
