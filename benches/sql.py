@@ -2,11 +2,12 @@
 
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
+
+import interactions
 
 REPEATS = 3
 ITEM = "777"
@@ -42,17 +43,8 @@ def data(work, rows):
 
     path = f"{work}/interactions.csv"
     if not os.path.isdir(f"{work}/store") and not os.path.exists(path):
-        rng = random.Random(1)
-        with open(path, "w") as out:
-            out.write("user_id,item_id,timestamp\n")
-            for start in range(0, rows, 100_000):
-                lines = []
-                for _ in range(min(100_000, rows - start)):
-                    bits = rng.getrandbits(64)
-                    # Squared, so that some items are popular.
-                    item = int(((bits >> 32) / 2**32) ** 2 * 200_000)
-                    lines.append(f"{bits % (rows // 10)},{item},{1_500_000_000 + (bits >> 20) % 100_000_000}\n")
-                out.writelines(lines)
+        # Some items are far more popular than others.
+        interactions.write(rows, path, popular=True)
     vectors = f"{work}/vectors.parquet"
     if not os.path.exists(vectors):
         values = np.random.default_rng(1).standard_normal((12_101, 384), dtype=np.float32)
