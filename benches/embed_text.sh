@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Embeds the texts of the Beauty catalogue with MiniLM: sluice beside sentence-transformers, both on 2 threads, one
-# after the other on the same machine. Prints items/s of both, their ratio and the largest difference.
-# Needs SLUICE_DATA; installs its peer into a virtual environment (VENV, default .venv-bench).
+# Embeds the texts of the Beauty catalogue with MiniLM: sluice beside sentence-transformers (PyTorch) and ONNX Runtime (the same
+# model exported, batches of 32 texts of similar length, its graph optimizations on), each on 2 threads, one after the
+# other on the same machine, f32. Prints items/s, their ratios and the largest differences. ITEMS: how many texts.
+# Needs SLUICE_DATA; installs its peers into a virtual environment (VENV, default .venv-bench).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${SLUICE_DATA:-$(cd ../shared/data && pwd)}
 items=${ITEMS:-12101}
 venv=${VENV:-.venv-bench}
-[ -d "$venv" ] || { python3 -m venv "$venv"; "$venv/bin/pip" install -q torch sentence-transformers pyarrow; }
-"$venv/bin/python" -c 'import pyarrow' 2>/dev/null || "$venv/bin/pip" install -q pyarrow
+[ -d "$venv" ] || python3 -m venv "$venv"
+"$venv/bin/python" -c 'import torch, sentence_transformers, pyarrow, onnx, onnxruntime' 2>/dev/null ||
+    "$venv/bin/pip" install -q torch sentence-transformers pyarrow onnx onnxruntime
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cargo build --release --quiet
@@ -44,7 +46,42 @@ peer.encode(texts[:64])
 start = time.time()
 theirs = peer.encode(texts, batch_size=32, show_progress_bar=False)
 peer_seconds = time.time() - start
+
+import onnxruntime
+class Hidden(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = word.auto_model
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+with torch.inference_mode():
+    example = word.tokenizer(texts[:2], padding=True, return_tensors="pt")
+    inputs = (example["input_ids"], example["attention_mask"])
+    axes = {"input_ids": {0: "texts", 1: "tokens"}, "attention_mask": {0: "texts", 1: "tokens"}, "hidden": {0: "texts", 1: "tokens"}}
+    torch.onnx.export(Hidden().eval(), inputs, f"{work}/model.onnx", input_names=["input_ids", "attention_mask"],
+                      output_names=["hidden"], dynamic_axes=axes, dynamo=False, opset_version=17)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 2
+session = onnxruntime.InferenceSession(f"{work}/model.onnx", options, providers=["CPUExecutionProvider"])
+
+def embed(texts):
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    found = np.empty((len(texts), 384), dtype=np.float32)
+    for at in range(0, len(order), 32):
+        rows = order[at : at + 32]
+        batch = word.tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=128, return_tensors="np")
+        mask = batch["attention_mask"].astype(np.int64)
+        hidden = session.run(["hidden"], {"input_ids": batch["input_ids"].astype(np.int64), "attention_mask": mask})[0]
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        found[rows] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return found
+
+embed(texts[:64])
+start = time.time()
+others = embed(texts)
+onnx_seconds = time.time() - start
 print(f"sluice                {len(texts) / seconds:7.1f} items/s (loading included)")
-print(f"sentence-transformers {len(texts) / peer_seconds:7.1f} items/s")
-print(f"ratio {peer_seconds / seconds:.2f}, largest difference {np.abs(ours - theirs).max():.1e}")
+for name, took, values in [("sentence-transformers", peer_seconds, theirs), ("ONNX Runtime", onnx_seconds, others)]:
+    off = np.abs(ours - values).max()
+    print(f"{name:<21} {len(texts) / took:7.1f} items/s, takes {took / seconds:.2f} of our time, largest difference {off:.1e}")
 PY

@@ -3,14 +3,16 @@
 mod past;
 mod serve;
 mod sql;
+mod ui;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use past::{Diff, Gc, Logs, Pin, Runs, Store, StoreCommand, Verify, Why};
+pub use past::{Diff, Gc, Logs, Pin, Report, Runs, Store, StoreCommand, Tensorboard, Verify, Why};
 pub use serve::Serve;
 pub use sql::{Look, Sql, SqlFormat};
+pub use ui::Ui;
 
 /// Generative-recommendation experiments as dataflow.
 ///
@@ -43,8 +45,14 @@ pub enum Command {
     Sql(Box<Sql>),
     /// Answer statements of other programs, over Arrow Flight SQL
     Serve(Box<Serve>),
+    /// Look at the store in a browser: pipelines, runs, curves, artifacts, SQL; it only reads
+    Ui(Box<Ui>),
     /// Compare systems by the users they were scored on: means over seeds, paired differences, p values
     Compare(Compare),
+    /// Write a report with its costs, its graph and where every number is from
+    Report(Report),
+    /// Write the training curves of a run for TensorBoard, a folder a stage
+    Tensorboard(Tensorboard),
     /// Say why a stage runs, or ran: what changed, followed upstream to the roots
     Why(Why),
     /// Show what differs between two runs: configs, rows, columns, values of small tables
@@ -67,6 +75,8 @@ pub enum Command {
     Push(Push),
     /// Copy results from a remote store, checked and whole
     Pull(Pull),
+    /// Download a model from the Hugging Face hub into its cache, for stages that name it
+    Fetch(Fetch),
 }
 
 /// Which pipeline, and what to change in it.
@@ -307,6 +317,21 @@ pub struct Pull {
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = ".sluice")]
     pub store: PathBuf,
+}
+
+/// Which model to download.
+#[derive(Args)]
+#[command(
+    after_help = "What is there already is not downloaded again; a download that was cut off goes on. HF_ENDPOINT names \
+    another hub, HF_TOKEN is sent along for models behind a licence."
+)]
+pub struct Fetch {
+    /// OWNER/NAME, such as Qwen/Qwen3-0.6B
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// A branch, a tag or a commit; stages find what was fetched as main
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub revision: String,
 }
 
 /// How buckets are opened.

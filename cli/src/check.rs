@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sluice_engine::Error;
 use sluice_engine::cause::what;
+use sluice_engine::expect;
 use sluice_engine::graph::Graph;
 use sluice_engine::key::Reason;
 use sluice_engine::plan::{Plan, Selection};
@@ -42,6 +43,10 @@ pub fn load(pipeline: &arguments::Pipeline) -> Result<Checked, Vec<Error>> {
     let spec = Spec::parse(&name, &text, &overrides)?;
     let data_root = data_root(pipeline.data.as_deref());
     let graph = Graph::build(&spec, &sluice_operators::registry(), &data_root)?;
+    let problems = expect::problems(&spec, &graph);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     Ok(Checked { spec, graph, data_root })
 }
 
@@ -76,7 +81,7 @@ pub fn plan(command: &arguments::Plan) -> Result<(), Vec<Error>> {
         std::fs::write(file, page).map_err(|error| vec![Error::io("write", file, &error)])?;
         say!("{}: {} stages", file.display(), plan.stages.len());
     } else if command.mermaid {
-        say!("{}", crate::picture::mermaid(&plan).trim_end());
+        say!("{}", crate::picture::of_plan(&plan).mermaid().trim_end());
     } else if command.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| vec![Error::internal(error.to_string())])?;
         say!("{text}");

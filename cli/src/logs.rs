@@ -56,7 +56,7 @@ pub fn logs(command: &arguments::Logs) -> Result<(), Vec<Error>> {
 }
 
 /// An event in words, a line or more.
-fn describe(event: &Event) -> Vec<String> {
+pub fn describe(event: &Event) -> Vec<String> {
     let line = match event {
         Event::RunStarted {
             run,
@@ -119,8 +119,12 @@ fn describe(event: &Event) -> Vec<String> {
                 bytes(*size),
                 &key[..key.len().min(12)]
             )];
+            let energy = usage
+                .energy
+                .map(|joules| format!(", {joules:.0} J"))
+                .unwrap_or_default();
             lines.push(format!(
-                "used {} of processors, at most {} of memory",
+                "used {} of processors, at most {} of memory{energy}",
                 seconds(usage.cpu_seconds),
                 bytes(usage.peak_memory)
             ));

@@ -7,8 +7,10 @@ mod diff;
 mod display;
 #[cfg(test)]
 mod docs;
+mod fetch;
 mod gc;
 mod logs;
+mod meter;
 mod ops;
 mod page;
 mod panics;
@@ -16,6 +18,7 @@ mod picture;
 mod pin;
 mod progress;
 mod remote;
+mod report;
 mod run;
 mod runs;
 mod schema;
@@ -25,7 +28,10 @@ mod show;
 mod signals;
 mod sql;
 mod store;
+mod tensorboard;
+mod tfevents;
 mod typeset;
+mod ui;
 mod verify;
 mod why;
 
@@ -45,6 +51,9 @@ fn main() {
         Command::Show(command) => show::show(command),
         Command::Sql(command) => sql::sql(command),
         Command::Serve(command) => serve::serve(command),
+        Command::Ui(command) => ui::ui(command),
+        Command::Tensorboard(command) => tensorboard::tensorboard(command),
+        Command::Report(command) => report::report(command),
         Command::Compare(command) => compare::compare(command),
         Command::Why(command) => why::why(command),
         Command::Diff(command) => diff::diff(command),
@@ -57,6 +66,7 @@ fn main() {
         Command::Verify(command) => verify::verify(command),
         Command::Push(command) => remote::push(command),
         Command::Pull(command) => remote::pull(command),
+        Command::Fetch(command) => fetch::fetch(command),
     };
     if let Err(errors) = result {
         std::process::exit(fail(&errors));

@@ -1,114 +1,111 @@
-//! A plan as a graph: what its nodes are, and a flowchart of them for Mermaid.
+//! Stages as a graph: those of a plan with what will be done, those of a run with what became of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_engine::cause::what;
 use sluice_engine::key::Reason;
 use sluice_engine::plan::{Action, Plan, Planned};
+use sluice_operators::report::graph::{Graph, Node};
 
 /// With more stages than this, instances of one stage are one node.
 const MOST: usize = 150;
 
-/// A node of the picture: a stage, or all instances of one.
-pub struct Node<'a> {
-    /// What it is called.
+/// A stage as it is drawn.
+pub struct Drawn<'a> {
+    /// Its name.
     pub name: &'a str,
-    /// Its stages.
-    pub stages: Vec<&'a Planned>,
-    /// Nodes that it reads, by index.
-    pub reads: Vec<usize>,
-    /// How many edges are above it at most.
-    pub layer: usize,
+    /// The stage as written.
+    pub base: &'a str,
+    /// Its operator.
+    pub operator: &'a str,
+    /// What becomes or became of it: a class of the drawing, and in words.
+    pub fate: (&'static str, &'a str),
+    /// What more there is to say.
+    pub more: String,
+    /// Names of the stages that it reads.
+    pub reads: Vec<&'a str>,
 }
 
-/// The nodes of a plan: in topological order, unless instances were put together.
-pub fn nodes(plan: &Plan) -> Vec<Node<'_>> {
-    let grouped = plan.stages.len() > MOST;
-    let mut nodes: Vec<Node> = Vec::new();
+/// Classes of the drawing, that of a node with several stages first.
+const WEIGHTS: [&str; 6] = ["failed", "run", "perhaps", "keep", "reuse", "skip"];
+
+/// The graph of stages: in the order they come in, unless instances were put together.
+pub fn graph(caption: &str, stages: &[Drawn]) -> Graph {
+    let grouped = stages.len() > MOST;
+    let mut groups: Vec<(&str, Vec<&Drawn>)> = Vec::new();
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     let mut of_stage: BTreeMap<&str, usize> = BTreeMap::new();
-    for stage in &plan.stages {
-        let name = if grouped {
-            stage.base.as_str()
-        } else {
-            stage.stage.as_str()
-        };
+    for stage in stages {
+        let name = if grouped { stage.base } else { stage.name };
         let place = *places.entry(name).or_insert_with(|| {
-            nodes.push(Node {
-                name,
-                stages: Vec::new(),
-                reads: Vec::new(),
-                layer: 0,
-            });
-            nodes.len() - 1
+            groups.push((name, Vec::new()));
+            groups.len() - 1
         });
-        nodes[place].stages.push(stage);
-        of_stage.insert(&stage.stage, place);
+        groups[place].1.push(stage);
+        of_stage.insert(stage.name, place);
     }
-    for (place, node) in nodes.iter_mut().enumerate() {
-        let reads: BTreeSet<usize> = node
-            .stages
-            .iter()
-            .flat_map(|stage| &stage.reads)
-            .filter_map(|read| of_stage.get(read.as_str()).copied())
+    let node = |(place, (name, stages)): (usize, &(&str, Vec<&Drawn>))| {
+        let reads = stages.iter().flat_map(|stage| &stage.reads);
+        let reads: BTreeSet<usize> = reads
+            .filter_map(|read| of_stage.get(read).copied())
             .filter(|read| *read != place)
             .collect();
-        node.reads = reads.into_iter().collect();
-    }
-    // Grouped instances may not come in order; as many rounds as there are nodes settle every graph without circles.
-    for _ in 0..nodes.len() {
-        let mut settled = true;
-        for place in 0..nodes.len() {
-            let layer = nodes[place]
-                .reads
-                .iter()
-                .map(|read| nodes[*read].layer + 1)
-                .max()
-                .unwrap_or(0);
-            if layer > nodes[place].layer && layer < nodes.len() {
-                nodes[place].layer = layer;
-                settled = false;
+        let operator = stages.first().map_or("", |stage| stage.operator).to_string();
+        let fates = fates(stages);
+        let mut title = format!("{name}\n{operator}\n{fates}");
+        let (name, lines) = match stages.as_slice() {
+            [stage] => {
+                if !stage.more.is_empty() {
+                    title.push_str(&format!(": {}", stage.more));
+                }
+                (name.to_string(), vec![operator, fates])
             }
+            many => (format!("{name} ×{}", many.len()), vec![fates, operator]),
+        };
+        let weight = |class: &&str| WEIGHTS.iter().position(|known| known == class);
+        let class = stages.iter().map(|stage| stage.fate.0).min_by_key(weight);
+        Node {
+            name,
+            lines,
+            title,
+            class: class.unwrap_or("skip").to_string(),
+            reads: reads.into_iter().collect(),
         }
-        if settled {
-            break;
-        }
+    };
+    Graph {
+        caption: caption.to_string(),
+        nodes: groups.iter().enumerate().map(node).collect(),
     }
-    nodes
 }
 
-impl Node<'_> {
-    /// What will be done with it; of several stages, the action that does most.
-    pub fn action(&self) -> Action {
-        let weight = |action: &Action| match action {
-            Action::Run => 4,
-            Action::RunUnlessEqual => 3,
-            Action::Accept => 2,
-            Action::Reuse => 1,
-            Action::Skip => 0,
-        };
-        self.stages
-            .iter()
-            .map(|stage| stage.action)
-            .max_by_key(weight)
-            .unwrap_or(Action::Skip)
+/// `run`, or `12 reuse, 3 run`.
+fn fates(stages: &[&Drawn]) -> String {
+    if let [stage] = stages {
+        return stage.fate.1.to_string();
     }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    stages
+        .iter()
+        .for_each(|stage| *counts.entry(stage.fate.1).or_default() += 1);
+    let counts: Vec<String> = counts.iter().map(|(fate, count)| format!("{count} {fate}")).collect();
+    counts.join(", ")
+}
 
-    /// `run`, or `12 reuse, 3 run`.
-    pub fn actions(&self) -> String {
-        if let [stage] = self.stages.as_slice() {
-            return what(stage.action).to_string();
+/// The graph of a plan.
+pub fn of_plan(plan: &Plan) -> Graph {
+    let drawn = |stage| -> Drawn {
+        let stage: &Planned = stage;
+        Drawn {
+            name: &stage.stage,
+            base: &stage.base,
+            operator: &stage.operator,
+            fate: (class(stage.action), what(stage.action)),
+            more: because(stage),
+            reads: stage.reads.iter().map(String::as_str).collect(),
         }
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        self.stages
-            .iter()
-            .for_each(|stage| *counts.entry(what(stage.action)).or_default() += 1);
-        let counts: Vec<String> = counts
-            .iter()
-            .map(|(action, count)| format!("{count} {action}"))
-            .collect();
-        counts.join(", ")
-    }
+    };
+    let stages: Vec<Drawn> = plan.stages.iter().map(drawn).collect();
+    graph("", &stages)
 }
 
 /// A word for an action that can be the name of a class.
@@ -128,62 +125,34 @@ pub fn because(stage: &Planned) -> String {
     lines.join("; ")
 }
 
-/// Text for HTML, and for Mermaid, which reads its labels as HTML.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            letter => escaped.push(letter),
-        }
-    }
-    escaped
-}
-
-/// A flowchart for Mermaid.
-pub fn mermaid(plan: &Plan) -> String {
-    let nodes = nodes(plan);
-    let mut text = "flowchart TD\n".to_string();
-    for (index, node) in nodes.iter().enumerate() {
-        let operator = node.stages.first().map_or("", |stage| stage.operator.as_str());
-        text.push_str(&format!(
-            "  s{index}[\"{}<br/>{}<br/>{}\"]:::{}\n",
-            escape(node.name),
-            escape(operator),
-            escape(&node.actions()),
-            class(node.action())
-        ));
-    }
-    for (index, node) in nodes.iter().enumerate() {
-        for read in &node.reads {
-            text.push_str(&format!("  s{read} --> s{index}\n"));
-        }
-    }
-    for (class, style) in [
-        ("reuse", "fill:#e3f1e4,stroke:#3f8f4a,color:#14351a"),
-        ("run", "fill:#fbe0c3,stroke:#c8690a,color:#4a2503"),
-        ("perhaps", "fill:#fdf3c4,stroke:#b39200,color:#453900"),
-        ("keep", "fill:#dde8fa,stroke:#3a6fc4,color:#12294f"),
-        ("skip", "fill:#ececec,stroke:#8a8a8a,color:#333333"),
-    ] {
-        text.push_str(&format!("  classDef {class} {style}\n"));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn labels_cannot_leave_their_quotes() {
+    fn instances_of_a_large_sweep_are_one_node() {
+        let names: Vec<String> = (0..MOST).map(|index| format!("b[x={index}]")).collect();
+        let stage = |name, base, fate, reads| Drawn {
+            name,
+            base,
+            operator: "op",
+            fate,
+            more: "why".into(),
+            reads,
+        };
+        let mut stages = vec![stage("a", "a", ("reuse", "reuse"), vec![])];
+        for (index, name) in names.iter().enumerate() {
+            let fate = if index == 3 { ("run", "run") } else { ("reuse", "reuse") };
+            stages.push(stage(name, "b", fate, vec!["a"]));
+        }
+        let drawn = graph("", &stages);
+        assert_eq!(drawn.nodes.len(), 2);
+        let b = &drawn.nodes[1];
         assert_eq!(
-            escape("<b a=\"x\" b='y'>&"),
-            "&lt;b a=&quot;x&quot; b=&#39;y&#39;&gt;&amp;"
+            (b.name.as_str(), b.class.as_str(), b.reads.as_slice()),
+            ("b ×150", "run", &[0][..])
         );
+        assert_eq!(b.lines, ["149 reuse, 1 run", "op"]);
+        assert_eq!(graph("", &stages[..4]).nodes.len(), 4);
     }
 }

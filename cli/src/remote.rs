@@ -1,11 +1,8 @@
 //! `sluice push` and `sluice pull`: results from one store to another; and stores that read through to a remote one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use sluice_engine::disk::Faulty;
 use sluice_engine::error::did_you_mean;
 use sluice_engine::history::RunRecord;
@@ -15,6 +12,7 @@ use sluice_remote::{Options, Progress, RemoteStore, VARIABLES};
 
 use crate::arguments;
 use crate::display::{bytes, count, say};
+use crate::meter::Meter;
 
 /// Keys that are named in a line before it ends in "...".
 const NAMED: usize = 3;
@@ -36,8 +34,10 @@ pub fn push(command: &arguments::Push) -> Result<(), Vec<Error>> {
         false => keys_in(&runs),
     };
     let remote = open(&command.remote, true).map_err(one)?;
-    let mut meter = Meter::new("pushed");
-    let pushed = remote.push(&store, &keys, &mut |now| meter.tell(now)).map_err(one)?;
+    let mut meter = Meter::new();
+    let pushed = remote
+        .push(&store, &keys, &mut |now| meter.tell(|| line("pushed", now)))
+        .map_err(one)?;
     drop(meter);
     let runs = match command.all {
         true => every_run(&store),
@@ -73,6 +73,12 @@ pub fn push(command: &arguments::Push) -> Result<(), Vec<Error>> {
     Ok(())
 }
 
+/// How far a transfer is.
+fn line(verb: &str, now: &Progress) -> String {
+    let (done, keys, files) = (count(now.done as u64), some(now.keys, "key"), some(now.files, "file"));
+    format!("{verb} {done} of {keys}, {files}, {}", bytes(now.bytes))
+}
+
 /// `sluice pull`.
 pub fn pull(command: &arguments::Pull) -> Result<(), Vec<Error>> {
     let one = |error: Error| vec![error];
@@ -101,8 +107,8 @@ pub fn pull(command: &arguments::Pull) -> Result<(), Vec<Error>> {
         (false, false) => command.key.clone(),
         (false, true) => keys_in(&runs),
     };
-    let mut meter = Meter::new("pulled");
-    let pulled = remote.pull(&store, &keys, &mut |now| meter.tell(now))?;
+    let mut meter = Meter::new();
+    let pulled = remote.pull(&store, &keys, &mut |now| meter.tell(|| line("pulled", now)))?;
     drop(meter);
     if !command.key.is_empty() && !pulled.absent.is_empty() {
         let unknown = pulled.absent.iter().map(|key| {
@@ -239,59 +245,4 @@ fn some(number: usize, what: &str) -> String {
 fn list(keys: &[String]) -> String {
     let more = if keys.len() > NAMED { ", ..." } else { "" };
     format!("{}{more}", keys[..keys.len().min(NAMED)].join(", "))
-}
-
-/// How far it is: redrawn in place on a terminal, elsewhere a line every ten seconds.
-struct Meter {
-    verb: &'static str,
-    bar: Option<ProgressBar>,
-    told: Instant,
-}
-
-impl Meter {
-    fn new(verb: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
-        Meter {
-            verb,
-            bar,
-            told: Instant::now(),
-        }
-    }
-
-    fn tell(&mut self, now: &Progress) {
-        let line = || {
-            format!(
-                "{} {} of {}, {}, {}",
-                self.verb,
-                count(now.done as u64),
-                some(now.keys, "key"),
-                some(now.files, "file"),
-                bytes(now.bytes)
-            )
-        };
-        match &self.bar {
-            Some(bar) => bar.set_message(line()),
-            None if self.told.elapsed() >= Duration::from_secs(10) => {
-                // The reader may be gone; the transfer goes on.
-                let _ = writeln!(std::io::stderr(), "{}", line());
-                self.told = Instant::now();
-            }
-            None => {}
-        }
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

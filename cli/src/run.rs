@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use sluice_engine::Error;
 use sluice_engine::expect;
+use sluice_engine::history;
 use sluice_engine::run::{Options, run as execute};
 use sluice_engine::runtime::Resources;
 use sluice_engine::slots::Machine;
+use sluice_engine::spec::{Overrides, Spec};
+use sluice_engine::store::Store;
+use sluice_engine::table::Table;
+use sluice_operators::report;
 
 use crate::arguments;
 use crate::check::{load, planned, preview, within};
@@ -14,6 +19,7 @@ use crate::display::{head, say};
 use crate::progress::watch;
 use crate::remote::store_of;
 use crate::signals::cancel_on_ctrl_c;
+use crate::tensorboard::plain;
 
 /// Rows printed of a table under `show:`.
 const SHOW_ROWS: usize = 100;
@@ -71,15 +77,13 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
         let Some(digest) = outcome.records.get(&stages[*stage]).map(|record| &record.outputs[port]) else {
             continue;
         };
-        let text = store
-            .table(digest)
-            .and_then(|table| head(&table, SHOW_ROWS))
-            .map_err(one)?;
+        let text = shown(&store, &outcome.run, &stages[*stage], digest).map_err(one)?;
         say!("\n{}\n{text}", stages[*stage]);
     }
     // Expectations are of the pipeline as it is written, not of what the command line made of it.
-    let pipeline = &command.pipeline;
-    if !(pipeline.set.is_empty() && pipeline.params.is_empty()) {
+    let written = &checked.spec.sources[0];
+    let as_written = Spec::parse(&written.name, &written.text, &Overrides::default());
+    if !as_written.is_ok_and(|spec| spec.says_the_same(&checked.spec)) {
         if !checked.spec.expect.is_empty() && !command.quiet {
             eprintln!("expectations are not checked: --set or --param changes the pipeline");
         }
@@ -100,6 +104,21 @@ pub fn run(command: &arguments::Run) -> Result<(), Vec<Error>> {
         Ok(())
     } else {
         Err(failures)
+    }
+}
+
+/// What is shown of an artifact: the first rows of a table, where a folder is, or where a report was written with what this
+/// run knows of it.
+fn shown(store: &Store, run: &str, stage: &str, digest: &str) -> Result<String, Error> {
+    let manifest = store.manifest(digest)?;
+    if manifest.layout == report::LAYOUT {
+        let record = history::read(store, run)?;
+        let page = crate::report::write(store, &record, stage, &store.run_folder(run).join(plain(stage)))?;
+        return Ok(format!("{}\n", page.display()));
+    }
+    match store.table(digest)? {
+        Table::Folder(folder) => Ok(format!("{}\n", folder.display())),
+        table => head(&table, SHOW_ROWS),
     }
 }
 

@@ -61,8 +61,13 @@ pub fn schema(registry: &Registry) -> Value {
             },
             "seed": { "description": "The run's seed.", "type": "integer", "minimum": 0, "default": 42 },
             "params": {
-                "description": "Values that `${name}` stands for in `stages` and `show`; --param NAME=VALUE overrides.",
+                "description": "Values that `${name}` stands for; --param NAME=VALUE overrides.",
                 "type": "object"
+            },
+            "presets": {
+                "description": "By parameter, by value of that parameter: the parameters that this value sets.",
+                "type": "object",
+                "additionalProperties": { "type": "object", "additionalProperties": { "type": "object" } }
             },
             "stages": {
                 "description": "Stages by name, in any order.",
@@ -228,6 +233,7 @@ fn sweep() -> Value {
                 "type": "object",
                 "minProperties": 1,
                 "additionalProperties": { "anyOf": [
+                    { "$ref": "#/$defs/param" },
                     values,
                     {
                         "type": "object",

@@ -14,7 +14,7 @@ use rustyline::{CompletionType, Editor};
 use sluice_engine::operator::Cancel;
 use sluice_engine::{Error, Result};
 use sluice_sql::output::{Format, Show};
-use sluice_sql::{Session, Statement, queries, system};
+use sluice_sql::{Rows, Session, Statement, queries, system};
 
 use crate::arguments::SqlFormat;
 use crate::display::{count, say};
@@ -67,9 +67,10 @@ pub fn shell(session: Session, cancel: &Cancel, timing: bool) -> Result<()> {
         timing,
     };
     loop {
+        // Before the line is read: whoever presses Ctrl-C as soon as it is sent means its statement.
+        state.cancel.clear();
         match editor.readline("sluice> ") {
             Ok(line) => {
-                state.cancel.clear();
                 match state.take(line.trim()) {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -105,7 +106,7 @@ impl State {
             if matches!(line.trim_end_matches(';').trim(), "quit" | "exit") {
                 return Ok(false);
             }
-            self.statements(line, &[])?;
+            self.statements(line)?;
             return Ok(true);
         };
         let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
@@ -114,7 +115,7 @@ impl State {
             "q" => return Ok(false),
             "?" | "h" | "help" => say!("{HELP}"),
             "d" if rest.is_empty() => self.tables()?,
-            "d" => self.statements(&format!("DESCRIBE {rest}"), &[])?,
+            "d" => self.statements(&format!("DESCRIBE {rest}"))?,
             "timing" => {
                 self.timing = !self.timing;
                 say!("timing is {}", if self.timing { "on" } else { "off" });
@@ -138,7 +139,7 @@ impl State {
             }
             "i" => {
                 let text = std::fs::read_to_string(rest).map_err(|error| Error::io("read", rest.as_ref(), &error))?;
-                self.statements(&text, &[])?;
+                self.statements(&text)?;
             }
             "queries" => {
                 for query in queries::all() {
@@ -153,7 +154,7 @@ impl State {
                         .map(|(name, value)| (name.to_string(), value.to_string()))
                 };
                 let params: Vec<(String, String)> = words.filter_map(split).collect();
-                self.statements(query.text, &params)?;
+                self.answer(|| query.run(&self.session, &params))?;
             }
             other => {
                 let error = Error::user("unknown-command", format!("there is no command \"\\{other}\""));
@@ -163,29 +164,34 @@ impl State {
         Ok(true)
     }
 
-    fn statements(&self, text: &str, params: &[(String, String)]) -> Result<()> {
+    fn statements(&self, text: &str) -> Result<()> {
         for statement in Statement::parse_all(text)? {
-            let started = Instant::now();
-            let rows = self.session.run_with(&statement, params)?;
-            let written = match &self.output {
-                Some(path) => {
-                    let file = File::create(path).map_err(|error| Error::io("write", path, &error))?;
-                    let mut file = BufWriter::new(file);
-                    let written = write(rows, self.format, Show::ALL, &mut file)?;
-                    file.flush().map_err(|error| Error::io("write", path, &error))?;
-                    written
-                }
-                None => print(rows, self.format, self.show)?,
-            };
-            if self.timing {
-                say!(
-                    "{} rows in {:.1} ms",
-                    count(written),
-                    started.elapsed().as_secs_f64() * 1e3
-                );
-            } else if self.format == Format::Table || self.output.is_some() {
-                say!("({} rows)", count(written));
+            self.answer(|| self.session.run(&statement))?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, run: impl FnOnce() -> Result<Rows>) -> Result<()> {
+        let started = Instant::now();
+        let rows = run()?;
+        let written = match &self.output {
+            Some(path) => {
+                let file = File::create(path).map_err(|error| Error::io("write", path, &error))?;
+                let mut file = BufWriter::new(file);
+                let written = write(rows, self.format, Show::ALL, &mut file)?;
+                file.flush().map_err(|error| Error::io("write", path, &error))?;
+                written
             }
+            None => print(rows, self.format, self.show)?,
+        };
+        if self.timing {
+            say!(
+                "{} rows in {:.1} ms",
+                count(written),
+                started.elapsed().as_secs_f64() * 1e3
+            );
+        } else if self.format == Format::Table || self.output.is_some() {
+            say!("({} rows)", count(written));
         }
         Ok(())
     }

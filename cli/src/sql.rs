@@ -30,7 +30,12 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
     }
     let one = |error: Error| vec![error];
     let (session, cancel) = open(&command.look, command.allow_files)?;
-    let Some(text) = text(command).map_err(one)? else {
+    let query = command.query.as_deref().map(queries::find).transpose().map_err(one)?;
+    let text = match &query {
+        Some(query) => Ok(Some(query.text.to_string())),
+        None => text(command),
+    };
+    let Some(text) = text.map_err(one)? else {
         return shell::shell(session, &cancel, command.timing).map_err(one);
     };
     let params = params(&command.params).map_err(one)?;
@@ -60,7 +65,11 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
     };
     for statement in statements {
         let started = Instant::now();
-        let rows = session.run_with(&statement, &params).map_err(one)?;
+        let rows = match &query {
+            Some(query) => query.run(&session, &params),
+            None => session.run_with(&statement, &params),
+        };
+        let rows = rows.map_err(one)?;
         let written = match &mut file {
             Some(file) => write(rows, format, show, file),
             None => print(rows, format, show),
@@ -86,12 +95,21 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
 
 /// A session over what the flags name, and what Ctrl-C sets.
 pub fn open(look: &arguments::Look, any_file: bool) -> Result<(Session, Cancel), Vec<Error>> {
+    open_within(look, any_file, None)
+}
+
+/// The same; statements end after `patience` unless the flags say another time.
+pub fn open_within(
+    look: &arguments::Look,
+    any_file: bool,
+    patience: Option<Duration>,
+) -> Result<(Session, Cancel), Vec<Error>> {
     let one = |error: Error| vec![error];
     let limits = Limits {
         threads: look.threads.map_or(0, usize::from),
         memory: look.memory,
         spill: None,
-        timeout: look.timeout.map(Duration::from_secs_f64),
+        timeout: look.timeout.map(Duration::from_secs_f64).or(patience),
     };
     let source = Source {
         store: Store::existing(&look.store).map_err(one)?,
@@ -113,9 +131,6 @@ fn text(command: &arguments::Sql) -> Result<Option<String>> {
         read.map_err(|error| Error::io("read", "the standard input".as_ref(), &error))?;
         Ok(Some(text))
     };
-    if let Some(name) = &command.query {
-        return Ok(Some(queries::find(name)?.text.to_string()));
-    }
     match (&command.statement, &command.file) {
         (Some(statement), _) if statement == "-" => stdin(),
         (Some(statement), _) => Ok(Some(statement.clone())),

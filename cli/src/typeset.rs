@@ -1,6 +1,9 @@
 //! Comparisons as aligned text, CSV, Markdown and LaTeX.
 
 use sluice_operators::comparison::{Comparison, Summary};
+use sluice_operators::report::document::{Cell, Column, Mark, Row, Table};
+use sluice_operators::report::marks::marks;
+use sluice_operators::report::{latex, markdown};
 
 use crate::arguments::Format;
 use crate::display::count;
@@ -19,71 +22,69 @@ pub struct Sheet {
 
 /// The sheet as text of a format.
 pub fn typeset(sheet: &Sheet, format: Format) -> String {
-    let tables = || [sheet.systems_table(format), sheet.differences_table(format)];
+    let tables = [sheet.systems_table(), sheet.differences_table()];
+    let tables = || tables.iter().filter(|table| !table.rows.is_empty());
+    let set = |set: fn(&Table) -> String| tables().map(|table| set(table) + "\n").collect::<String>();
     match format {
         Format::Csv => csv(sheet),
-        Format::Text => {
-            let tables: String = tables().iter().flatten().map(|table| aligned(table) + "\n").collect();
-            tables + &sheet.about()
-        }
-        Format::Markdown => {
-            let tables: String = tables().iter().flatten().map(|table| markdown(table) + "\n").collect();
-            tables + &sheet.about()
-        }
+        Format::Text => set(aligned) + &sheet.about(),
+        Format::Markdown => set(markdown::table) + &sheet.about(),
         Format::Latex => {
-            let tables: String = tables().iter().flatten().map(|table| latex(table) + "\n").collect();
             let about: String = sheet.about().lines().map(|line| format!("% {line}\n")).collect();
-            tables + &about
+            set(latex::tabular) + &about
         }
     }
-}
-
-/// Cells by row, the head first; the first `words` columns are words, the others numbers.
-struct Table {
-    words: usize,
-    rows: Vec<Vec<String>>,
 }
 
 impl Sheet {
-    fn systems_table(&self, format: Format) -> Option<Table> {
-        let mut rows = vec![vec!["system".to_string(), "seeds".to_string()]];
-        rows[0].extend(self.metrics.iter().map(|(metric, _)| escaped(metric, format)));
-        let places: Vec<Vec<Place>> = self.metrics.iter().map(|(_, comparison)| places(comparison)).collect();
+    fn systems_table(&self) -> Table {
+        let mut columns = vec![Column::words("system"), Column::numbers("seeds")];
+        columns.extend(self.metrics.iter().map(|(metric, _)| Column::numbers(metric.as_str())));
+        let mut table = Table::new("", columns);
+        let marked: Vec<_> = self.metrics.iter().map(|(_, comparison)| places(comparison)).collect();
         for (system, name) in self.systems.iter().enumerate() {
-            let seeds = self
-                .metrics
-                .first()
-                .map_or(0, |(_, first)| first.summaries[system].runs);
-            let mut row = vec![escaped(name, format), seeds.to_string()];
-            for ((_, comparison), places) in self.metrics.iter().zip(&places) {
-                row.push(figure(comparison.summaries[system], places[system], format));
+            let seeds = self.metrics.first();
+            let seeds = seeds.map_or(0, |(_, first)| first.summaries[system].runs);
+            let mut cells = vec![Cell::new(name.as_str()), Cell::new(seeds.to_string())];
+            for ((_, comparison), marked) in self.metrics.iter().zip(&marked) {
+                let summary: Summary = comparison.summaries[system];
+                cells.push(Cell {
+                    text: format!("{:.4}", summary.mean),
+                    mark: marked[system],
+                    after: summary
+                        .deviation
+                        .map(|deviation| format!("± {deviation:.4}"))
+                        .unwrap_or_default(),
+                    ..Cell::default()
+                });
             }
-            rows.push(row);
+            table.rows.push(Row::new(cells));
         }
-        Some(Table { words: 1, rows })
+        table
     }
 
-    fn differences_table(&self, format: Format) -> Option<Table> {
-        let head = ["difference", "metric", "mean", "low", "high", "p", "Holm p"];
-        let mut rows = vec![head.map(str::to_string).to_vec()];
-        let signed = |value: f64| minus(format!("{value:+.4}"), format);
+    fn differences_table(&self) -> Table {
+        let words = ["difference", "metric"].map(Column::words).into_iter();
+        let numbers = ["mean", "low", "high", "p", "Holm p"].map(Column::numbers);
+        let mut table = Table::new("", words.chain(numbers).collect());
+        let signed = |value: f64| format!("{value:+.4}");
         for (metric, comparison) in &self.metrics {
             for difference in &comparison.differences {
                 let (one, two) = difference.pair;
-                let [one, two] = [one, two].map(|system| escaped(&self.systems[system], format));
                 let end = |of: fn((f64, f64)) -> f64| difference.interval.map(of).map(signed).unwrap_or_default();
-                rows.push(vec![
-                    format!("{one} - {two}"),
-                    escaped(metric, format),
+                let cells = [
+                    format!("{} - {}", self.systems[one], self.systems[two]),
+                    metric.clone(),
                     signed(difference.mean),
                     end(|(low, _)| low),
                     end(|(_, high)| high),
-                    p_value(difference.p, format),
-                    p_value(difference.holm, format),
-                ]);
+                    p_value(difference.p),
+                    p_value(difference.holm),
+                ];
+                table.rows.push(Row::new(cells.map(Cell::new).to_vec()));
             }
         }
-        (rows.len() > 1).then_some(Table { words: 2, rows })
+        table
     }
 
     /// What the figures are.
@@ -110,109 +111,43 @@ impl Sheet {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
-    Best,
-    Second,
-    Other,
+/// The best and the second of a metric.
+fn places(comparison: &Comparison) -> Vec<Option<Mark>> {
+    let means: Vec<Option<f64>> = comparison.summaries.iter().map(|summary| Some(summary.mean)).collect();
+    marks(&means)
 }
 
-/// The best and the second of a metric, by the figures as they are printed. Alone, nobody is the best.
-fn places(comparison: &Comparison) -> Vec<Place> {
-    let printed = |summary: &Summary| (summary.mean * 1e4).round() as i64;
-    let mut levels: Vec<i64> = comparison.summaries.iter().map(printed).collect();
-    levels.sort_unstable_by(|a, b| b.cmp(a));
-    levels.dedup();
-    let place = |summary: &Summary| match levels.iter().position(|level| *level == printed(summary)) {
-        _ if levels.len() < 2 => Place::Other,
-        Some(0) => Place::Best,
-        Some(1) => Place::Second,
-        _ => Place::Other,
-    };
-    comparison.summaries.iter().map(place).collect()
-}
-
-fn figure(summary: Summary, place: Place, format: Format) -> String {
-    let mean = format!("{:.4}", summary.mean);
-    let mean = match (format, place) {
-        (Format::Markdown, Place::Best) => format!("**{mean}**"),
-        (Format::Markdown, Place::Second) => format!("<u>{mean}</u>"),
-        (Format::Latex, Place::Best) => format!("\\textbf{{{mean}}}"),
-        (Format::Latex, Place::Second) => format!("\\underline{{{mean}}}"),
-        _ => mean,
-    };
-    let sign = if format == Format::Latex { "$\\pm$" } else { "±" };
-    match summary.deviation {
-        Some(deviation) => format!("{mean} {sign} {deviation:.4}"),
-        None => mean,
+fn p_value(p: f64) -> String {
+    match p < 5e-5 {
+        true => "<0.0001".to_string(),
+        false => format!("{p:.4}"),
     }
 }
 
-fn p_value(p: f64, format: Format) -> String {
-    match (p < 5e-5, format) {
-        (false, _) => format!("{p:.4}"),
-        (true, Format::Latex) => "$<$0.0001".to_string(),
-        (true, Format::Markdown) => "&lt;0.0001".to_string(),
-        (true, _) => "<0.0001".to_string(),
-    }
-}
-
-/// LaTeX sets a minus in mathematics only.
-fn minus(number: String, format: Format) -> String {
-    match format {
-        Format::Latex => format!("${number}$"),
-        _ => number,
-    }
-}
-
-/// A name so that the format takes no sign of it for its own.
-fn escaped(name: &str, format: Format) -> String {
-    let mut text = String::new();
-    for sign in name.chars() {
-        match (format, sign) {
-            (Format::Latex, '_' | '%' | '&' | '#' | '$' | '{' | '}') => text.extend(['\\', sign]),
-            (Format::Latex, '\\') => text.push_str("\\textbackslash{}"),
-            (Format::Latex, '~') => text.push_str("\\textasciitilde{}"),
-            (Format::Latex, '^') => text.push_str("\\textasciicircum{}"),
-            (Format::Markdown, '|' | '*' | '<' | '[' | ']' | '\\' | '`') => text.extend(['\\', sign]),
-            _ => text.push(sign),
-        }
-    }
-    text
-}
-
+/// Columns of equal width, words to the left and numbers to the right.
 fn aligned(table: &Table) -> String {
-    let width = |column: usize| table.rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..table.rows[0].len())
+    let text = |cell: &Cell| format!("{} {}", cell.text, cell.after).trim_end().to_string();
+    let mut rows = vec![
+        table
+            .columns
+            .iter()
+            .map(|column| column.name.clone())
+            .collect::<Vec<_>>(),
+    ];
+    rows.extend(table.rows.iter().map(|row| row.cells.iter().map(text).collect()));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..table.columns.len())
         .map(|column| width(column).unwrap_or(0))
         .collect();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(column, (cell, &width))| match column < table.words {
-            true => format!("{cell:width$}"),
-            false => format!("{cell:>width$}"),
+        let cells = row.iter().zip(&widths).zip(&table.columns);
+        let cells = cells.map(|((cell, &width), column)| match column.number {
+            false => format!("{cell:width$}"),
+            true => format!("{cell:>width$}"),
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
     };
-    table.rows.iter().map(line).collect()
-}
-
-fn markdown(table: &Table) -> String {
-    let line = |row: &Vec<String>| format!("| {} |\n", row.join(" | "));
-    let rule = |column: usize| if column < table.words { "---" } else { "---:" };
-    let rules: Vec<String> = (0..table.rows[0].len())
-        .map(|column| rule(column).to_string())
-        .collect();
-    let body: String = table.rows[1..].iter().map(line).collect();
-    line(&table.rows[0]) + &line(&rules) + &body
-}
-
-fn latex(table: &Table) -> String {
-    let columns = "l".repeat(table.words) + &"r".repeat(table.rows[0].len() - table.words);
-    let line = |row: &Vec<String>| format!("  {} \\\\\n", row.join(" & "));
-    let body: String = table.rows[1..].iter().map(line).collect();
-    let head = line(&table.rows[0]);
-    format!("\\begin{{tabular}}{{{columns}}}\n  \\hline\n{head}  \\hline\n{body}  \\hline\n\\end{{tabular}}\n")
+    rows.iter().map(line).collect()
 }
 
 /// One table: rows of kind `system`, then of kind `difference`; numbers in full, what does not apply is empty.
@@ -349,14 +284,5 @@ a_b[x=1,y=2] - c  recall_10  -0.2500  -0.2600  -0.2400  <0.0001  <0.0001
             lines[4].starts_with("difference,recall_10,\"a_b[x=1,y=2]\",c,1234,,-0.25,,-0.26,-0.24,"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn what_prints_alike_is_marked_alike() {
-        let mut sheet = sheet();
-        sheet.metrics[0].1.summaries[2].mean = 0.500_01;
-        assert_eq!(places(&sheet.metrics[0].1), [Place::Second, Place::Best, Place::Best]);
-        sheet.metrics[0].1.summaries.truncate(1);
-        assert_eq!(places(&sheet.metrics[0].1), [Place::Other]);
     }
 }

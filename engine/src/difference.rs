@@ -91,6 +91,20 @@ pub struct ChangedValue {
 
 /// Compares two runs.
 pub fn between(store: &Store, old: &RunRecord, new: &RunRecord) -> RunDifference {
+    with(store, old, new, outputs)
+}
+
+/// Compares two runs without a look into their artifacts, which may take a while: outputs of stages are left out.
+pub fn of_keys(store: &Store, old: &RunRecord, new: &RunRecord) -> RunDifference {
+    with(store, old, new, |_, _, _| Vec::new())
+}
+
+fn with(
+    store: &Store,
+    old: &RunRecord,
+    new: &RunRecord,
+    outputs: fn(&Store, &KeyRecord, &KeyRecord) -> Vec<PortDifference>,
+) -> RunDifference {
     let only = |a: &RunRecord, b: &RunRecord| {
         let missing = a.keys.keys().filter(|stage| !b.keys.contains_key(*stage));
         missing.cloned().collect()
@@ -132,7 +146,8 @@ pub fn between(store: &Store, old: &RunRecord, new: &RunRecord) -> RunDifference
     difference
 }
 
-fn outputs(store: &Store, before: &KeyRecord, after: &KeyRecord) -> Vec<PortDifference> {
+/// Outputs of a stage whose content differs.
+pub fn outputs(store: &Store, before: &KeyRecord, after: &KeyRecord) -> Vec<PortDifference> {
     let mut ports: Vec<&String> = before.outputs.keys().chain(after.outputs.keys()).collect();
     ports.sort_unstable();
     ports.dedup();

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, did_you_mean};
 use crate::gather::Gather;
-use crate::operator::{Binding, Bound, Distribution, Entry, Instance, Registry};
+use crate::operator::{Binding, Bound, Distribution, Entry, Facts, Instance, Registry};
 use crate::slots::Slots;
 use crate::spec::{Reference, Select, Spec, StageSpec};
 use crate::sweep::{Point, Target, text};
@@ -438,8 +438,13 @@ impl<'a> Builder<'a> {
                 (port.clone(), shape.cloned().unwrap_or(Shape::Unknown))
             })
             .collect();
-        let binding = Binding::new(self.data_root, &shapes);
-        let bound = operator.bind(&binding);
+        let known = edges.iter().filter_map(|(port, _, edge)| Some((port, edge.as_ref()?)));
+        let facts: BTreeMap<String, Facts> = known
+            .map(|(port, edge)| (port.clone(), self.graph.stages[edge.stage].bound.facts.clone()))
+            .collect();
+        let binding = Binding::new(self.data_root, &shapes).with_facts(facts.clone());
+        let mut bound = operator.bind(&binding);
+        bound.inherit(&facts);
         for problem in binding.into_problems() {
             let field = problem.field.as_ref().and_then(|field| {
                 let head = field.split('.').next().unwrap_or(field);

@@ -10,6 +10,8 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -107,9 +109,18 @@ impl RunRecord {
     }
 }
 
+/// A run's record as it was last written: of a run under way, without what it did.
+///
+/// # Errors
+///
+/// There is none, or it is damaged.
+pub fn record(store: &Store, run: &str) -> Result<RunRecord> {
+    store.json(&store.run_folder(run).join("run.json"))
+}
+
 /// A run's record. Keys are written into it when the run ends; until then its events tell which stages are done.
 pub fn read(store: &Store, run: &str) -> Result<RunRecord> {
-    let mut record: RunRecord = store.json(&store.run_folder(run).join("run.json"))?;
+    let mut record = record(store, run)?;
     if record.state == RunState::Running {
         let done = |(stage, summary): (String, StageSummary)| {
             let done = matches!(summary.outcome, "ran" | "reused");
@@ -172,6 +183,95 @@ pub fn events(store: &Store, run: &str) -> Vec<Entry> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect()
+}
+
+/// Events of a run that stand in a part of its journal, for those who read it piece by piece.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// The events, in order.
+    pub entries: Vec<Entry>,
+    /// The byte of the journal where the first of them begins.
+    pub from: u64,
+    /// The byte behind the last of them; what is told later begins there.
+    pub to: u64,
+}
+
+/// Events from a byte of the journal on, of about `most` bytes: whole lines, from the first that begins there or later.
+pub fn window(store: &Store, run: &str, from: u64, most: u64) -> Window {
+    let path = store.run_folder(run).join("events.jsonl");
+    // The byte before says whether a line begins at this one.
+    let start = from.saturating_sub(1);
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(&path)?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        let mut most = most + (from - start);
+        loop {
+            if (&mut file).take(most).read_to_end(&mut bytes)? == 0 || bytes[1..].contains(&b'\n') {
+                return Ok(bytes);
+            }
+            // A line that is longer than what was asked for.
+            most *= 2;
+        }
+    };
+    let bytes = read().unwrap_or_default();
+    let line = |from: usize| {
+        bytes[from..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|at| from + at + 1)
+    };
+    let first = if from == 0 { Some(0) } else { line(0) };
+    let last = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let Some(first) = first.filter(|first| *first <= last) else {
+        return Window {
+            entries: Vec::new(),
+            from,
+            to: from,
+        };
+    };
+    let text = String::from_utf8_lossy(&bytes[first..last]);
+    Window {
+        entries: text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect(),
+        from: start + first as u64,
+        to: start + last as u64,
+    }
+}
+
+/// What tells whether something was written about a run since: when its record was, and the bytes of its journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// When the record was written.
+    pub record: Option<SystemTime>,
+    /// Bytes of the journal.
+    pub journal: u64,
+}
+
+/// The stamp of a run.
+pub fn stamp(store: &Store, run: &str) -> Stamp {
+    let folder = store.run_folder(run);
+    let record = std::fs::metadata(folder.join("run.json")).and_then(|file| file.modified());
+    Stamp {
+        record: record.ok(),
+        journal: std::fs::metadata(folder.join("events.jsonl")).map_or(0, |file| file.len()),
+    }
+}
+
+/// The text of a run's pipeline, before the command line changed it.
+///
+/// # Errors
+///
+/// It is not there, as of runs that were pulled.
+pub fn source(store: &Store, run: &str) -> Result<String> {
+    let path = store.run_folder(run).join("pipeline.yaml");
+    let bytes = store
+        .disk()
+        .read(&path)
+        .map_err(|error| Error::io("read", &path, &error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Milliseconds since 1970, UTC.
@@ -372,6 +472,10 @@ pub(crate) fn write_tables(store: &Store, run: &str) -> Result<()> {
         (
             "peak_memory_bytes",
             counts(|stage| stage.usage.as_ref().map(|usage| usage.peak_memory)),
+        ),
+        (
+            "energy_joules",
+            numbers(|stage| stage.usage.as_ref().and_then(|usage| usage.energy)),
         ),
         ("gpus", texts(stages.iter().map(|(_, stage)| gpus(stage)).collect())),
         (

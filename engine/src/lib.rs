@@ -7,6 +7,7 @@ pub mod cause;
 pub mod collect;
 pub mod difference;
 pub mod disk;
+pub mod energy;
 pub mod error;
 pub mod event;
 pub mod expect;

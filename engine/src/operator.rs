@@ -8,7 +8,7 @@ mod registry;
 pub use registry::{Entry, Field, Instance, Registry};
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -150,6 +150,11 @@ pub enum Distribution {
     Whole,
 }
 
+/// What is known of a result besides its columns, by name: how its rows were chosen, ordered or made. Stages inherit
+/// facts from what they read, so that one far below can tell whether two of its inputs belong together. A name has several
+/// values where inputs differ. Facts are known before anything runs; they are part of no key and of no artifact.
+pub type Facts = BTreeMap<String, BTreeSet<String>>;
+
 /// What `bind` declares.
 #[derive(Clone, Debug)]
 pub struct Bound {
@@ -159,6 +164,10 @@ pub struct Bound {
     pub outputs: Vec<(String, Shape)>,
     /// Files outside the store that the result depends on; their content is part of the key.
     pub files: Vec<PathBuf>,
+    /// Facts that it states; in a checked pipeline, those that it inherits as well.
+    pub facts: Facts,
+    /// Inputs whose facts are not inherited.
+    pub apart: Vec<String>,
 }
 
 impl Bound {
@@ -168,6 +177,8 @@ impl Bound {
             distribution,
             outputs: Vec::new(),
             files: Vec::new(),
+            facts: Facts::new(),
+            apart: Vec::new(),
         }
     }
 
@@ -211,6 +222,31 @@ impl Bound {
         self
     }
 
+    /// States a fact; it takes the place of inherited ones of that name.
+    pub fn fact(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.facts.insert(name.to_string(), BTreeSet::from([value.into()]));
+        self
+    }
+
+    /// Does not inherit the facts of an input: it is about something else.
+    pub fn apart(mut self, input: &str) -> Self {
+        self.apart.push(input.to_string());
+        self
+    }
+
+    /// Takes over the facts of the inputs, where it states none of that name itself.
+    pub(crate) fn inherit(&mut self, inputs: &BTreeMap<String, Facts>) {
+        let own: BTreeSet<String> = self.facts.keys().cloned().collect();
+        for (_, facts) in inputs.iter().filter(|(input, _)| !self.apart.contains(input)) {
+            for (name, values) in facts.iter().filter(|(name, _)| !own.contains(*name)) {
+                self.facts
+                    .entry(name.clone())
+                    .or_default()
+                    .extend(values.iter().cloned());
+            }
+        }
+    }
+
     /// The declared shape of an output port.
     pub fn shape(&self, port: &str) -> Option<&Shape> {
         self.outputs
@@ -235,6 +271,7 @@ pub struct Problem {
 pub struct Binding<'a> {
     data_root: &'a Path,
     inputs: &'a BTreeMap<String, Shape>,
+    facts: BTreeMap<String, Facts>,
     problems: RefCell<Vec<Problem>>,
 }
 
@@ -244,8 +281,20 @@ impl<'a> Binding<'a> {
         Binding {
             data_root,
             inputs,
+            facts: BTreeMap::new(),
             problems: RefCell::default(),
         }
+    }
+
+    /// The same with facts of the inputs by port.
+    pub fn with_facts(mut self, facts: BTreeMap<String, Facts>) -> Self {
+        self.facts = facts;
+        self
+    }
+
+    /// The facts of an input.
+    pub fn facts(&self, input: &str) -> Facts {
+        self.facts.get(input).cloned().unwrap_or_default()
     }
 
     /// Whether the port is connected.
@@ -465,6 +514,9 @@ pub struct Context {
     pub earlier: Arc<dyn Earlier>,
     /// Device ids that this stage was given, if it asked for some.
     pub gpus: Vec<usize>,
+    /// Content digests of the inputs by port, of those that were published when the stage began: all of them, for
+    /// `Whole`. They are part of the key, so whatever is made of them is a function of the inputs.
+    pub inputs: BTreeMap<String, String>,
     /// Facts that calls stated so far; clones share them. See [`Context::note`].
     pub notes: Arc<Mutex<Notes>>,
 }
@@ -484,6 +536,7 @@ impl Context {
             checkpoint: None,
             earlier: Arc::new(Never),
             gpus: Vec::new(),
+            inputs: BTreeMap::new(),
             notes: Arc::default(),
         }
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::energy::Meter;
 use crate::error::Error;
 use crate::event::Event;
 use crate::graph::Graph;
@@ -63,6 +64,7 @@ struct Running {
     busy_seconds: f64,
     cpu_seconds: f64,
     peak_memory: u64,
+    energy: Option<f64>,
     gpus: Vec<usize>,
     process: usize,
     /// What the operator stated while it ran.
@@ -83,6 +85,8 @@ pub(crate) struct State {
     /// Stages that could start, and those that run.
     ready: BTreeSet<usize>,
     running: BTreeSet<usize>,
+    /// Those of them whose files are whole.
+    written: BTreeSet<usize>,
     /// Recipes and keys that are running, and by which stage.
     recipes: HashMap<String, usize>,
     keys: HashMap<String, usize>,
@@ -102,6 +106,7 @@ pub(crate) struct State {
     next_worker: usize,
     attempts: BTreeSet<String>,
     sampled: Instant,
+    meter: Meter,
 }
 
 impl State {
@@ -119,6 +124,7 @@ impl State {
             outputs: vec![BTreeMap::new(); count],
             ready: BTreeSet::new(),
             running: BTreeSet::new(),
+            written: BTreeSet::new(),
             recipes: HashMap::new(),
             keys: HashMap::new(),
             leases: None,
@@ -136,6 +142,7 @@ impl State {
             next_worker: 0,
             attempts: BTreeSet::new(),
             sampled: Instant::now(),
+            meter: Meter::here(),
         };
         for (index, planned) in plan.stages.iter().enumerate() {
             match planned.action {
@@ -448,6 +455,7 @@ impl State {
             busy_seconds: 0.0,
             cpu_seconds: cpu_seconds(),
             peak_memory: resident(),
+            energy: self.meter.joules(),
             gpus: gpus.clone(),
             process,
             notes: Notes::new(),
@@ -500,17 +508,33 @@ impl State {
                     .notes
                     .extend(serde_json::from_str::<Notes>(&notes).unwrap_or_default());
                 if running.writers == peers {
-                    let done = match self.verify {
-                        true => self.compare(stage),
-                        false => self.publish(stage),
-                    };
-                    if let Err(error) = done {
-                        self.fail(stage, error);
-                    }
+                    self.written.insert(stage);
+                    self.conclude_written();
                 }
             }
             Report::Failed { stage, error } => self.fail(stage, error),
         }
+    }
+
+    /// Concludes the stages that are written. A stage that reads another one while that is being written may be done with
+    /// its files first: it waits, because a key wants the digests of its inputs.
+    fn conclude_written(&mut self) {
+        while let Some(stage) = self.next_written() {
+            self.written.remove(&stage);
+            let done = match self.verify {
+                true => self.compare(stage),
+                false => self.publish(stage),
+            };
+            if let Err(error) = done {
+                self.fail(stage, error);
+            }
+        }
+    }
+
+    /// A stage whose files are whole and whose inputs are published.
+    fn next_written(&self) -> Option<usize> {
+        let known = |stage: &&usize| inputs_of(&self.graph.stages[**stage], |input| &self.outputs[input]).is_some();
+        self.written.iter().find(known).copied()
     }
 
     /// A stage failed. Those that read it will never run; the others go on if the user wants that.
@@ -559,6 +583,7 @@ impl State {
 
     fn never(&mut self, index: usize) {
         self.leave(index);
+        self.written.remove(&index);
         self.ready.remove(&index);
         self.stages[index] = Status::Never;
         self.left -= 1;
@@ -573,13 +598,14 @@ impl State {
         }
     }
 
-    /// Looks at the memory that is in use, for the stages that run.
+    /// Looks at the memory and the energy that are in use, for the stages that run.
     fn sample(&mut self) {
         if self.running.is_empty() || self.sampled.elapsed() < Duration::from_millis(50) {
             return;
         }
         self.sampled = Instant::now();
         let resident = resident();
+        self.meter.joules();
         for index in &self.running {
             if let Status::Running(running) = &mut self.stages[*index] {
                 running.peak_memory = running.peak_memory.max(resident);

@@ -1,8 +1,9 @@
 //! A pipeline as it was written: stages, their inputs and configs, each with its place. Pure: text in, spec out.
 
 mod checks;
+mod params;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
@@ -10,7 +11,9 @@ use crate::error::{Error, did_you_mean};
 use crate::sweep::{Point, Sweep, Target};
 use crate::yaml::{self, Data, Key, Node, Source, Span};
 
-const TOP_KEYS: [&str; 7] = ["pipeline", "seed", "params", "stages", "sweep", "show", "expect"];
+const TOP_KEYS: [&str; 8] = [
+    "pipeline", "seed", "params", "presets", "stages", "sweep", "show", "expect",
+];
 
 /// What the command line changes: `--set stage.key=value` and `--param name=value`, in order.
 #[derive(Clone, Debug, Default)]
@@ -163,6 +166,35 @@ impl Spec {
         }
     }
 
+    /// Whether two say the same, wherever it stands: the same stages at the same points, and the same expectations.
+    pub fn says_the_same(&self, other: &Spec) -> bool {
+        let stage = |stage: &StageSpec| {
+            let config = stage.config.iter().map(|(key, node)| (key.name.clone(), node.value()));
+            let inputs = stage.inputs.iter().map(|(port, from)| {
+                let port = port.as_ref().map(|port| port.name.clone());
+                (port, from.stage.clone(), from.port.clone(), from.select.clone())
+            });
+            (
+                stage.op.name.clone(),
+                config.collect::<Vec<_>>(),
+                inputs.collect::<Vec<_>>(),
+            )
+        };
+        let template = |template: &Template| {
+            let variants = template
+                .variants
+                .iter()
+                .map(|(point, spec)| (point.clone(), stage(spec)));
+            (template.name.name.clone(), variants.collect::<Vec<_>>())
+        };
+        let all = |spec: &Spec| {
+            let expect = spec.expect.iter().map(Node::value);
+            let stages = spec.stages.iter().map(template);
+            (spec.seed, stages.collect::<Vec<_>>(), expect.collect::<Vec<_>>())
+        };
+        all(self) == all(other)
+    }
+
     /// The place of a span, for an error.
     pub fn place(&self, span: Span) -> crate::error::Place {
         self.sources[span.source].place(span)
@@ -201,6 +233,7 @@ impl Reader {
             sources: Vec::new(),
         };
         let mut params = BTreeMap::new();
+        let mut presets = None;
         let mut stages = None;
         let mut show = None;
         let mut sweep = None;
@@ -224,6 +257,7 @@ impl Reader {
                         Error::user("bad-value", "\"params\" wants a map of name: value"),
                     ),
                 },
+                "presets" => presets = Some(node),
                 "stages" => stages = Some((key.span, node)),
                 "show" => show = Some(node),
                 "sweep" => sweep = Some(node),
@@ -239,7 +273,7 @@ impl Reader {
                 }
             }
         }
-        self.override_params(overrides, &mut params);
+        let chosen = self.parameters(presets, overrides, &mut params);
         let Some((span, node)) = stages else {
             self.problem(root.span, Error::user("missing-key", "the pipeline has no \"stages\""));
             return None;
@@ -249,9 +283,10 @@ impl Reader {
             return None;
         };
         self.override_keys(overrides, &mut stages);
-        if let Some(node) = sweep {
+        if let Some(mut node) = sweep {
+            self.substitute(&mut node, &params);
             let names: Vec<&str> = stages.iter().map(|(key, _)| key.name.as_str()).collect();
-            let known: BTreeSet<String> = params.keys().cloned().collect();
+            let known = params.keys().filter(|name| !chosen.contains(*name)).cloned().collect();
             match Sweep::parse(&node, &names, &known) {
                 Ok(sweep) => spec.sweep = sweep,
                 Err(problems) => {
@@ -271,6 +306,9 @@ impl Reader {
                 spec.stages
                     .push(self.template(name, &node, Some(&of), &spec.sweep, &params));
             }
+        }
+        for node in &mut spec.expect {
+            self.substitute(node, &params);
         }
         if let Some(mut node) = show {
             self.substitute(&mut node, &params);
@@ -427,58 +465,6 @@ impl Reader {
                 self.problem(node.span, error);
                 None
             }
-        }
-    }
-
-    /// Replaces `${name}`; a scalar that is nothing but `${name}` takes the parameter's own type.
-    fn substitute(&mut self, node: &mut Node, params: &BTreeMap<String, Node>) {
-        let span = node.span;
-        match &mut node.data {
-            Data::List(items) => items.iter_mut().for_each(|item| self.substitute(item, params)),
-            Data::Map(entries) => entries.iter_mut().for_each(|(_, value)| self.substitute(value, params)),
-            Data::Scalar(Value::String(text)) => {
-                let mut result = String::new();
-                let mut rest = text.as_str();
-                while let Some(start) = rest.find("${") {
-                    let Some(end) = rest[start..].find('}') else { break };
-                    let name = &rest[start + 2..start + end];
-                    let Some(param) = params.get(name) else {
-                        let mut error = Error::user("unknown-param", format!("unknown parameter \"{name}\""));
-                        error.hint = did_you_mean(name, params.keys().map(String::as_str))
-                            .or_else(|| Some("declare it under \"params:\" or pass --param NAME=VALUE".into()));
-                        self.problem(span, error);
-                        return;
-                    };
-                    if start == 0 && end + 1 == rest.len() && result.is_empty() {
-                        node.data = param.data.clone();
-                        return;
-                    }
-                    result.push_str(&rest[..start]);
-                    match param.value() {
-                        Value::String(value) => result.push_str(&value),
-                        value => result.push_str(&value.to_string()),
-                    }
-                    rest = &rest[start + end + 1..];
-                }
-                result.push_str(rest);
-                *text = result;
-            }
-            Data::Scalar(_) => {}
-        }
-    }
-
-    fn override_params(&mut self, overrides: &Overrides, params: &mut BTreeMap<String, Node>) {
-        for text in &overrides.params {
-            let Some((name, node)) = self.assignment("--param", text) else {
-                continue;
-            };
-            if let Some(value) = params.get_mut(&name) {
-                *value = node;
-                continue;
-            }
-            let mut error = Error::user("unknown-param", format!("the pipeline has no parameter \"{name}\""));
-            error.hint = did_you_mean(&name, params.keys().map(String::as_str));
-            self.problem(node.span, error);
         }
     }
 

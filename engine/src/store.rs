@@ -212,6 +212,11 @@ impl Store {
         keys
     }
 
+    /// When the record of a key was written; a record may be replaced by another one.
+    pub fn written(&self, key: &str) -> Option<std::time::SystemTime> {
+        fs::metadata(self.key_path(key)).and_then(|file| file.modified()).ok()
+    }
+
     /// Every artifact here.
     pub fn objects(&self) -> Vec<String> {
         let mut digests = self.disk.list(&self.root.join("objects")).unwrap_or_default();

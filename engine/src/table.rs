@@ -186,6 +186,28 @@ pub fn read_part(path: &Path) -> Result<ParquetRecordBatchReader> {
         .map_err(|error| damaged(path, &error))
 }
 
+/// The first rows of a table in parts, for those who only look: no more is read than is needed for them.
+pub fn first_rows(paths: &[PathBuf], rows: usize) -> Result<RecordBatch> {
+    let first = paths
+        .first()
+        .ok_or_else(|| Error::data("damaged-artifact", "a table without parts"))?;
+    let schema = schema_of_part(first)?;
+    let mut batches = Vec::new();
+    let mut left = rows;
+    for path in paths {
+        if left == 0 {
+            break;
+        }
+        let reader = open_part(path)?.with_batch_size(left).with_limit(left).build();
+        for batch in reader.map_err(|error| damaged(path, &error))? {
+            let batch = batch.map_err(|error| damaged(path, &error))?;
+            left = left.saturating_sub(batch.num_rows());
+            batches.push(batch);
+        }
+    }
+    Ok(concat_batches(&schema, &batches)?)
+}
+
 /// The columns of a Parquet part. Reads its footer only.
 pub fn schema_of_part(path: &Path) -> Result<SchemaRef> {
     Ok(open_part(path)?.schema().clone())

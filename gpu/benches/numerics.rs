@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p sluice-gpu --bench numerics -- encode <checkpoint folder> <token ids .json> <embeddings out .f32>`
 //! `cargo bench -p sluice-gpu --bench numerics -- residual <embeddings .f32> <width>`
+//! `cargo bench -p sluice-gpu --bench numerics -- kmeans <rows .f32> <width> <levels> <clusters> <iterations>`
 //! `cargo bench -p sluice-gpu --bench numerics -- svd <texts .json> <dim>`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -20,23 +21,24 @@ fn main() {
     match arguments.as_slice() {
         ["encode", folder, ids, out] => encode(folder, ids, out),
         ["svd", texts, dim] => svd(texts, dim.parse().unwrap()),
+        ["kmeans", rows, numbers @ ..] => kmeans(rows, &numbers.iter().map(|x| x.parse().unwrap()).collect::<Vec<_>>()),
         ["residual", rows, width] => residual(rows, width.parse().unwrap()),
         other => println!("nothing to time for {other:?}"),
     }
 }
 
 fn encode(folder: &str, ids: &str, out: &str) {
-    let ids: Vec<Vec<u32>> = serde_json::from_str(&std::fs::read_to_string(ids).unwrap()).unwrap();
+    let mut ids: Vec<Vec<u32>> = serde_json::from_str(&std::fs::read_to_string(ids).unwrap()).unwrap();
+    ids.iter_mut().for_each(|row| row.truncate(256));
     let encoder = TextEncoder::load(Path::new(folder), &candle_core::Device::Cpu).unwrap();
     let options = EncodeOptions {
         pooling: Pooling::Mean,
         normalize: true,
-        max_length: 256,
     };
     let (start, before) = (Instant::now(), cpu_seconds());
     let embeddings = encoder.encode(&ids, &options, |_, _| ()).unwrap();
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
-    let tokens: usize = ids.iter().map(|row| row.len().min(options.max_length)).sum();
+    let tokens: usize = ids.iter().map(Vec::len).sum();
     println!(
         "encode: {} rows, {tokens} tokens, {seconds:.2} s ({cpu:.2} CPU s), {:.1} rows/s, {:.0} tokens/s",
         ids.len(),
@@ -47,12 +49,42 @@ fn encode(folder: &str, ids: &str, out: &str) {
     std::fs::write(out, bytes).unwrap();
 }
 
-fn residual(rows: &str, dim: usize) {
+fn read(rows: &str) -> Vec<f32> {
     let bytes = std::fs::read(rows).unwrap();
-    let rows: Vec<f32> = bytes
+    bytes
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect();
+        .collect()
+}
+
+/// One line of JSON for benches/kmeans.py: seconds without reading, error after every level.
+fn kmeans(rows: &str, numbers: &[usize]) {
+    let [dim, levels, clusters, max_iterations] = *numbers else {
+        return println!("not width, levels, clusters, iterations: {numbers:?}");
+    };
+    let rows = read(rows);
+    let config = ResidualConfig {
+        codebook_sizes: vec![clusters; levels],
+        normalize_residuals: false,
+        schedule: Schedule::Lloyd {
+            max_iterations,
+            tolerance: 0.0,
+        },
+        buffer: Buffer::Sampled(3072),
+        seed: 42,
+        allow_fewer_distinct: false,
+        beam: 1,
+        balance: None,
+    };
+    let start = Instant::now();
+    let fit = residual::fit(&rows, dim, &config, |_, _| ()).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let mse: Vec<f64> = fit.levels.iter().map(|level| level.mse).collect();
+    println!("{}", serde_json::json!({ "seconds": seconds, "mse": mse }));
+}
+
+fn residual(rows: &str, dim: usize) {
+    let rows = read(rows);
     let lloyd = |max_iterations| Schedule::Lloyd {
         max_iterations,
         tolerance: 0.0,
@@ -89,6 +121,8 @@ fn residual(rows: &str, dim: usize) {
             buffer,
             seed,
             allow_fewer_distinct,
+            beam: 1,
+            balance: None,
         };
         let (start, before) = (Instant::now(), cpu_seconds());
         let fit = residual::fit(&rows, dim, &config, |_, _| ()).unwrap();
@@ -98,7 +132,7 @@ fn residual(rows: &str, dim: usize) {
             .iter()
             .map(|l| format!("{:.4} ({})", l.mse, l.iterations))
             .collect();
-        let collisions = residual::collision_codes(&fit.codes_nc, 3).unwrap();
+        let collisions = sluice_gpu::collisions::collision_codes(&fit.codes_nc, 3).unwrap();
         println!(
             "residual 3 x 256, {name}: {} x {dim}, {seconds:.2} s ({cpu:.2} CPU s), mse (iterations) {}, colliding {}",
             rows.len() / dim,

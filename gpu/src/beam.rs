@@ -8,14 +8,15 @@
 use crate::decode::{Cached, Decoder, Replayed, Rows};
 use crate::error::{Error, Result};
 use crate::ops::{Graph, Stock, Tape, Workspace, log_softmax_in_place};
-use crate::tiger::{Histories, Tiger, TigerConfig};
+use crate::tiger::{Head, Histories, Inputs, Tiger, TigerConfig};
 use crate::trie::Trie;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Users that share the matrix products of one task.
+/// Users that share the matrix products of one task, and how many prefixes these may have together.
 const GROUP: usize = 32;
+const PREFIXES: usize = 2048;
 /// Leaves that `score_catalogue` decodes together.
 const LEAVES: usize = 512;
 
@@ -34,7 +35,8 @@ pub enum Normalisation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BeamOptions {
-    /// Prefixes kept per user and level; at most this many semantic ids come out.
+    /// Prefixes kept per user and level; at most this many semantic ids come out. As many as the catalogue has ids:
+    /// every id is scored.
     pub width: usize,
     /// What probabilities are normalised over.
     pub normalisation: Normalisation,
@@ -60,20 +62,12 @@ pub struct Hypothesis {
 
 /// The best semantic ids of each history, best first, on the CPU.
 ///
-/// Histories hold whole items, oldest first; `users` are raw ids for models with user tokens.
-///
 /// # Errors
 /// [`Error::InvalidConfig`] for width 0, [`Error::ShapeMismatch`] if trie and model differ in levels or a code is
 /// outside its codebook, [`Error::InvalidData`] for a bad history or a score that is not a number.
-pub fn beam_search(
-    model: &Tiger,
-    trie: &Trie,
-    histories: &[&[u16]],
-    users: Option<&[u64]>,
-    options: &BeamOptions,
-) -> Result<Vec<Vec<Hypothesis>>> {
+pub fn beam_search(model: &Tiger, trie: &Trie, inputs: &Inputs, options: &BeamOptions) -> Result<Vec<Vec<Hypothesis>>> {
     check(model.config(), trie, options)?;
-    let groups: Vec<Histories> = pack_groups(model.config(), histories, users)?;
+    let groups = pack_groups(model.config(), inputs, options.width.min(trie.leaves()))?;
     let found: Result<Vec<_>> = groups
         .par_iter()
         .map_init(Workspace::default, |workspace, group| {
@@ -92,30 +86,27 @@ pub fn beam_search_on(
     stock: &mut Stock,
     config: &TigerConfig,
     trie: &Trie,
-    histories: &[&[u16]],
-    users: Option<&[u64]>,
+    inputs: &Inputs,
     options: &BeamOptions,
 ) -> Result<Vec<Vec<Hypothesis>>> {
     check(config, trie, options)?;
-    let mut found = Vec::with_capacity(histories.len());
-    for group in pack_groups(config, histories, users)? {
+    let mut found = Vec::with_capacity(inputs.histories.len());
+    for group in pack_groups(config, inputs, options.width.min(trie.leaves()))? {
         let mut decoder = Replayed::new(stock, config, &group)?;
         found.extend(search(&mut decoder, config, trie, group.offsets.len() - 1, options)?);
     }
     Ok(found)
 }
 
-/// Every semantic id of the catalogue with its exact score, best first: the reference that search approximates.
-///
-/// Cost grows with the catalogue: every leaf is decoded.
+/// Every semantic id of the catalogue with its exact score for the one history of `inputs`, best first: the reference
+/// that search approximates. Every leaf is decoded from its start.
 ///
 /// # Errors
 /// Those of [`beam_search`].
 pub fn score_catalogue(
     model: &Tiger,
     trie: &Trie,
-    history: &[u16],
-    user: Option<u64>,
+    inputs: &Inputs,
     normalisation: Normalisation,
 ) -> Result<Vec<Hypothesis>> {
     let options = BeamOptions {
@@ -123,8 +114,7 @@ pub fn score_catalogue(
         normalisation,
     };
     check(model.config(), trie, &options)?;
-    let users = user.map(|u| [u]);
-    let histories = model.config().histories([history], users.as_ref().map(|u| &u[..]))?;
+    let histories = model.config().histories(inputs)?;
     let mut workspace = Workspace::default();
     let mut all = Vec::with_capacity(trie.leaves());
     for first in (0..trie.leaves() as u32).step_by(LEAVES) {
@@ -167,9 +157,10 @@ fn score_leaves<G: Graph>(
             users: [0, ids.len()].into(),
         };
         let mut logits = decoder.step(level, &rows)?;
-        for (i, row) in logits.chunks_exact_mut(config.codebook_sizes[level]).enumerate() {
+        let head = config.head(level);
+        for (i, row) in logits.chunks_exact_mut(head.width).enumerate() {
             let range = trie.children(level, nodes[i]);
-            normalise(row, trie, level, range.clone(), normalisation);
+            let row = normalise(row, &head, trie, level, range.clone(), normalisation);
             let code = ids[i][level];
             scores[i] += row[usize::from(code)];
             tokens[i] = config.token(level, code)?;
@@ -215,14 +206,15 @@ fn search<D: Decoder>(
             users: Arc::from(offsets),
         };
         let mut logits = decoder.step(level, &rows)?;
-        let v = config.codebook_sizes[level];
+        let head = config.head(level);
+        let v = head.width;
         for (user, beam) in beams.iter_mut().enumerate() {
             let mut candidates = Vec::new();
             for (i, prefix) in beam.iter().enumerate() {
                 let row = rows.users[user] + i;
                 let logits = &mut logits[row * v..][..v];
                 let children = trie.children(level, prefix.leaf);
-                normalise(logits, trie, level, children.clone(), options.normalisation);
+                let logits = normalise(logits, &head, trie, level, children.clone(), options.normalisation);
                 for node in children {
                     let score = prefix.score + logits[usize::from(trie.code(level + 1, node))];
                     candidates.push((Hypothesis { leaf: node, score }, row as u32));
@@ -241,17 +233,27 @@ fn search<D: Decoder>(
     Ok(beams)
 }
 
-/// Logits of one prefix to log-probabilities; with `Children`, only those of the children are meaningful.
-fn normalise(row: &mut [f32], trie: &Trie, level: usize, children: std::ops::Range<u32>, normalisation: Normalisation) {
+/// Logits of one prefix to log-probabilities by code; with `Children`, only those of the children are meaningful.
+fn normalise<'a>(
+    row: &'a mut [f32],
+    head: &Head,
+    trie: &Trie,
+    level: usize,
+    children: std::ops::Range<u32>,
+    normalisation: Normalisation,
+) -> &'a [f32] {
     if normalisation == Normalisation::Codebook {
-        return log_softmax_in_place(row);
+        log_softmax_in_place(row);
+        return &row[head.first..];
     }
+    let row = &mut row[head.first..];
     let codes = children.map(|node| usize::from(trie.code(level + 1, node)));
     let mut kept: Vec<f32> = codes.clone().map(|code| row[code]).collect();
     log_softmax_in_place(&mut kept);
     for (code, value) in codes.zip(kept) {
         row[code] = value;
     }
+    row
 }
 
 /// Higher score first, then the order of codes (which is that of nodes).
@@ -279,30 +281,39 @@ fn check_scores(scores: &[f32]) -> Result<()> {
     }
 }
 
-fn pack_groups(config: &TigerConfig, histories: &[&[u16]], users: Option<&[u64]>) -> Result<Vec<Histories>> {
+/// The histories of tasks whose users keep `width` prefixes each.
+fn pack_groups(config: &TigerConfig, inputs: &Inputs, width: usize) -> Result<Vec<Histories>> {
+    let Inputs { histories, users, .. } = *inputs;
     if let Some(users) = users
         && users.len() != histories.len()
     {
         return Err(Error::shape("users", histories.len(), users.len()));
     }
-    let group = |(i, group): (usize, &[&[u16]])| {
-        let users = users.map(|u| &u[i * GROUP..][..group.len()]);
-        config.histories(group.iter().copied(), users)
+    let size = (PREFIXES / width).clamp(1, GROUP);
+    let group = |(i, histories): (usize, &[&[u16]])| {
+        let users = users.map(|users| &users[i * size..][..histories.len()]);
+        config.histories(&Inputs {
+            histories,
+            users,
+            vectors: inputs.vectors,
+        })
     };
-    histories.chunks(GROUP).enumerate().map(group).collect()
+    histories.chunks(size).enumerate().map(group).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random::Key;
-    use crate::tiger::FeedForward;
+    use crate::tiger::{FeedForward, ItemVectors, OutputHeads};
 
     fn numbers(n: usize, bound: u64, key: u64) -> Vec<u16> {
         (0..n as u64).map(|i| Key::new(key).below(i, bound) as u16).collect()
     }
 
+    /// The feed-forward of T5 comes with the head of T5 and with injected vectors.
     fn setup(feed_forward: FeedForward) -> (Tiger, Vec<u16>, Vec<Vec<u16>>) {
+        let plain = feed_forward == FeedForward::T5;
         let config = TigerConfig {
             codebook_sizes: vec![5, 5, 5],
             layers: 2,
@@ -312,11 +323,32 @@ mod tests {
             d_ff: 33,
             feed_forward,
             user_buckets: 9,
+            output_heads: if plain {
+                OutputHeads::Plain
+            } else {
+                OutputHeads::PerLevel
+            },
+            vector_dim: if plain { 4 } else { 0 },
             ..TigerConfig::default()
         };
         let model = Tiger::init(&config, 4).unwrap();
         let histories = (0..70).map(|u| numbers(3 * (1 + u % 7), 5, u as u64)).collect();
         (model, numbers(3 * 60, 5, 1000), histories)
+    }
+
+    /// Vectors of all ids there can be.
+    fn vectors() -> ItemVectors {
+        let all: Vec<u16> = (0..125).flat_map(|i| [i / 25, i / 5 % 5, i % 5]).collect();
+        let numbers: Vec<f32> = (0..500).map(|i| Key::new(77).normal(i) as f32).collect();
+        ItemVectors::new(&Trie::new(&all, 3).unwrap(), &numbers, 4).unwrap()
+    }
+
+    fn reads<'a>(histories: &'a [&'a [u16]], users: &'a [u64], vectors: &'a ItemVectors) -> Inputs<'a> {
+        Inputs {
+            histories,
+            users: Some(users),
+            vectors: Some(vectors),
+        }
     }
 
     fn users(n: usize) -> Vec<u64> {
@@ -325,8 +357,10 @@ mod tests {
 
     #[test]
     fn full_width_equals_exact_scoring() {
-        for normalisation in [Normalisation::Codebook, Normalisation::Children] {
-            let (model, ids, histories) = setup(FeedForward::Grid);
+        let all = [Normalisation::Codebook, Normalisation::Children].into_iter();
+        for (normalisation, kind) in all.flat_map(|n| [(n, FeedForward::Grid), (n, FeedForward::T5)]) {
+            let vectors = vectors();
+            let (model, ids, histories) = setup(kind);
             let trie = Trie::new(&ids, 3).unwrap();
             let options = BeamOptions {
                 width: trie.items(),
@@ -334,8 +368,10 @@ mod tests {
             };
             for (user, history) in histories.iter().take(7).enumerate() {
                 let ids = [user as u64];
-                let found = beam_search(&model, &trie, &[history], Some(&ids), &options).unwrap();
-                let exact = score_catalogue(&model, &trie, history, Some(ids[0]), normalisation).unwrap();
+                let histories = [&history[..]];
+                let inputs = reads(&histories, &ids, &vectors);
+                let found = beam_search(&model, &trie, &inputs, &options).unwrap();
+                let exact = score_catalogue(&model, &trie, &inputs, normalisation).unwrap();
                 assert_eq!(found[0].len(), trie.leaves());
                 for (a, b) in found[0].iter().zip(&exact) {
                     assert_eq!(a.leaf, b.leaf);
@@ -353,17 +389,19 @@ mod tests {
     #[test]
     fn batch_one_equals_batch_all_and_threads_do_not_matter() {
         let (model, ids, histories) = setup(FeedForward::T5);
-        let trie = Trie::new(&ids, 3).unwrap();
+        let (trie, vectors) = (Trie::new(&ids, 3).unwrap(), vectors());
         let options = BeamOptions::default();
         let all: Vec<&[u16]> = histories.iter().map(Vec::as_slice).collect();
         let users = users(all.len());
-        let together = beam_search(&model, &trie, &all, Some(&users), &options).unwrap();
+        let inputs = reads(&all, &users, &vectors);
+        let together = beam_search(&model, &trie, &inputs, &options).unwrap();
         for (i, history) in all.iter().enumerate() {
-            let one = beam_search(&model, &trie, &[history], Some(&users[i..=i]), &options).unwrap();
+            let history = [*history];
+            let one = beam_search(&model, &trie, &reads(&history, &users[i..=i], &vectors), &options).unwrap();
             assert_eq!(one[0], together[i]);
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-        let again = pool.install(|| beam_search(&model, &trie, &all, Some(&users), &options));
+        let again = pool.install(|| beam_search(&model, &trie, &inputs, &options));
         assert_eq!(again.unwrap(), together);
     }
 
@@ -379,7 +417,7 @@ mod tests {
             let trie = Trie::new(ids, 3).unwrap();
             let all: Vec<&[u16]> = histories.iter().map(Vec::as_slice).collect();
             let users = users(all.len());
-            let found = beam_search(&model, &trie, &all, Some(&users), &BeamOptions::default());
+            let found = beam_search(&model, &trie, &reads(&all, &users, &vectors()), &BeamOptions::default());
             let readable = |h: &Hypothesis| (trie.semantic_id(h.leaf), h.score);
             found
                 .unwrap()
@@ -408,10 +446,10 @@ mod tests {
                 width: 7,
                 ..BeamOptions::default()
             };
-            let fast = beam_search(&model, &trie, &all, Some(&users), &options).unwrap();
+            let fast = beam_search(&model, &trie, &reads(&all, &users, &vectors()), &options).unwrap();
             let mut stock = Stock::new(model.weights(), &candle_core::Device::Cpu).unwrap();
             let config = model.config();
-            let slow = beam_search_on(&mut stock, config, &trie, &all, Some(&users), &options).unwrap();
+            let slow = beam_search_on(&mut stock, config, &trie, &reads(&all, &users, &vectors()), &options).unwrap();
             for (a, b) in fast.iter().flatten().zip(slow.iter().flatten()) {
                 assert_eq!(a.leaf, b.leaf);
                 assert!((a.score - b.score).abs() < 1e-4);
@@ -433,16 +471,16 @@ mod tests {
             width: 4,
             ..BeamOptions::default()
         };
-        let found = beam_search(&model, &trie, &history, Some(&[1]), &options).unwrap();
+        let found = beam_search(&model, &trie, &reads(&history, &[1], &vectors()), &options).unwrap();
         assert_eq!(found[0].iter().map(|h| h.leaf).collect::<Vec<_>>(), [0, 1, 2, 3]);
 
         let zero = BeamOptions { width: 0, ..options };
-        assert!(beam_search(&model, &trie, &history, Some(&[1]), &zero).is_err());
+        assert!(beam_search(&model, &trie, &reads(&history, &[1], &vectors()), &zero).is_err());
         let other = Trie::new(&[1, 2], 2).unwrap();
-        assert!(beam_search(&model, &other, &history, Some(&[1]), &options).is_err());
+        assert!(beam_search(&model, &other, &reads(&history, &[1], &vectors()), &options).is_err());
         let large = Trie::new(&[1, 2, 5], 3).unwrap();
-        assert!(beam_search(&model, &large, &history, Some(&[1]), &options).is_err());
+        assert!(beam_search(&model, &large, &reads(&history, &[1], &vectors()), &options).is_err());
         model.weights_mut().tensors_mut()[0].data.fill(f32::NAN);
-        assert!(beam_search(&model, &trie, &history, Some(&[1]), &options).is_err());
+        assert!(beam_search(&model, &trie, &reads(&history, &[1], &vectors()), &options).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::ops::elementwise::{add_to, bias_relu};
 use crate::ops::matmul::{Scratch, View, multiply};
-use crate::ops::{Attention, Dropout, Graph, Sources, Tape, Workspace, attend, rms_norm_rows, single_query};
+use crate::ops::{Attention, Dropout, Graph, Norm, Sources, Tape, Workspace, attend, norm_rows, single_query};
 use crate::tiger::{EPS, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl<'a> Cached<'a> {
     pub fn new(model: &'a Tiger, histories: &Histories, workspace: &mut Workspace) -> Result<Self> {
         let config = model.config();
         let mut tape = Tape::new(model.weights(), workspace);
-        let table = token_table(&mut tape, config)?;
+        let table = token_table(&mut tape, config, histories)?;
         let memory = encode(&mut tape, config, &table, histories, &mut Noise::off())?;
         let memory_td = tape.values(&memory)?;
         drop(tape);
@@ -79,7 +79,7 @@ impl<'a> Cached<'a> {
 
     fn norm(&self, x: &[f32], name: &str) -> Result<Vec<f32>> {
         let mut out = vec![0.0; x.len()];
-        rms_norm_rows(x, &self.model.weights().get(name)?.data, EPS, &mut out);
+        norm_rows(Norm::Rms, x, &self.model.weights().get(name)?.data, EPS, &mut out);
         Ok(out)
     }
 
@@ -156,7 +156,8 @@ impl Decoder for Cached<'_> {
                 queries: rows.users.clone(),
                 keys: self.memory.clone(),
                 causal: false,
-                buckets: config.buckets(true),
+                scale: 1.0,
+                buckets: None,
                 dropout: Dropout::off(),
             };
             let kv = &self.memory_kv[layer];
@@ -179,7 +180,7 @@ impl Decoder for Cached<'_> {
             add_to(&mut x_rd, &h);
         }
         let h = self.norm(&x_rd, "decoder.norm")?;
-        self.linear(&h, &format!("heads.{level}"), false)
+        self.linear(&h, &config.head(level).name, false)
     }
 }
 
@@ -196,7 +197,7 @@ pub(crate) struct Replayed<'a, G: Graph> {
 impl<'a, G: Graph> Replayed<'a, G> {
     /// Encodes the histories.
     pub fn new(graph: &'a mut G, config: &'a TigerConfig, histories: &Histories) -> Result<Self> {
-        let table_nd = token_table(graph, config)?;
+        let table_nd = token_table(graph, config, histories)?;
         let memory_td = encode(graph, config, &table_nd, histories, &mut Noise::off())?;
         let memory = histories.offsets.clone();
         Ok(Replayed {
@@ -236,7 +237,7 @@ impl<G: Graph> Decoder for Replayed<'_, G> {
         let hidden_td = decode(g, self.config, table, memory, &self.memory, &prefixes, noise)?;
         let last: Arc<[u32]> = (1..=self.prefixes.len()).map(|s| (s * length - 1) as u32).collect();
         let hidden_rd = g.gather(&hidden_td, last)?;
-        let head_vd = g.weight(&format!("heads.{level}"))?;
+        let head_vd = g.weight(&self.config.head(level).name)?;
         let logits_rv = g.linear(&hidden_rd, &head_vd, None, false, Dropout::off())?;
         g.values(&logits_rv)
     }

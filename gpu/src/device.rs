@@ -30,7 +30,9 @@ fn open(index: usize) -> std::result::Result<Device, String> {
     if !candle_core::utils::cuda_is_available() {
         return Err("this build has no CUDA support (feature `cuda`)".into());
     }
-    Device::new_cuda(index).map_err(|e| e.to_string())
+    // What follows the first line is a trace of candle's.
+    let told = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_string();
+    Device::new_cuda(index).map_err(told)
 }
 
 #[cfg(test)]

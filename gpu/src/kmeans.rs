@@ -6,6 +6,7 @@
 //! 2010, with the settings of GRID (arXiv 2507.22224). Shape legend: N rows, D width, K centres.
 
 mod assign;
+mod balance;
 mod seeding;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 use crate::{draws, lanes};
 use assign::Centres;
 pub use assign::assign;
+pub use balance::assign_balanced;
 
 /// What makes k-means impossible.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -64,6 +66,16 @@ pub enum KMeansError {
         distinct: usize,
         /// Rows that centres are drawn from.
         rows: usize,
+    },
+    /// The clusters cannot hold all rows.
+    #[error("{clusters} clusters of at most {capacity} rows cannot hold {rows} rows")]
+    Capacity {
+        /// N.
+        rows: usize,
+        /// K.
+        clusters: usize,
+        /// Most rows of a cluster.
+        capacity: usize,
     },
     /// No cluster was asked for.
     #[error("the number of clusters must be at least 1")]
@@ -172,11 +184,43 @@ pub fn fit(
         } => rows.lloyd(centres_kd, distinct, max_iterations, tolerance),
         Schedule::MiniBatch { updates, batch_rows } => rows.mini_batch(centres_kd, updates, batch_rows, config.seed),
     };
-    fit.inertia = rows.inertia(&fit.labels_n, &fit.centres_kd);
-    let mut counts = vec![0usize; config.clusters];
-    fit.labels_n.iter().for_each(|k| counts[*k as usize] += 1);
-    fit.used = counts.iter().filter(|n| **n > 0).count();
+    rows.judge(&mut fit);
     Ok(fit)
+}
+
+/// Goes on from a clustering with at most `capacity` rows a cluster: [`assign_balanced`] and means by turns until no
+/// label changes, at most `iterations` times. Of all these the clustering of least inertia is returned.
+///
+/// # Errors
+/// [`KMeansError::Capacity`] where the clusters cannot hold the rows.
+pub fn rebalance(
+    rows_nd: &[f32],
+    dim: usize,
+    fit: KMeansFit,
+    capacity: usize,
+    iterations: usize,
+) -> Result<KMeansFit, KMeansError> {
+    let rows = Rows {
+        rows_nd,
+        dim,
+        weights_n: None,
+    };
+    let mut best: Option<KMeansFit> = None;
+    let mut now = fit;
+    for _ in 0..iterations.max(1) {
+        let labels_n = assign_balanced(rows_nd, dim, &now.centres_kd, capacity)?;
+        let settled = best.is_some() && labels_n == now.labels_n;
+        now.centres_kd = rows.own_means(&labels_n, now.centres_kd);
+        now.labels_n = labels_n;
+        rows.judge(&mut now);
+        if best.as_ref().is_none_or(|best| now.inertia < best.inertia) {
+            best = Some(now.clone());
+        }
+        if settled {
+            break;
+        }
+    }
+    Ok(best.unwrap_or(now))
 }
 
 /// Row and column of the first NaN or infinite value of rows of width `dim`.
@@ -321,22 +365,34 @@ impl Rows<'_> {
     fn means(&self, labels_n: &mut [u32], centres: &Centres, distinct: usize) -> Vec<f32> {
         let d = self.dim;
         self.relocate(labels_n, centres, distinct);
-        let mut moved_kd = centres.centres_kd.clone();
-        let k = moved_kd.len() / d;
-        moved_kd
-            .par_chunks_exact_mut(d)
-            .zip(self.sums(labels_n, k))
-            .for_each(|(centre_d, (sum_d, weight))| {
-                if weight > 0.0 {
-                    centre_d
-                        .iter_mut()
-                        .zip(sum_d)
-                        .for_each(|(c, s)| *c = (s / weight) as f32);
-                }
-            });
+        let mut moved_kd = self.own_means(labels_n, centres.centres_kd.clone());
         let (first, surplus) = moved_kd.split_at_mut(distinct * d);
         surplus.chunks_exact_mut(d).for_each(|c| c.copy_from_slice(&first[..d]));
         moved_kd
+    }
+
+    /// Weighted means of the labelled rows [K, D]; a centre whose rows weigh nothing stays.
+    fn own_means(&self, labels_n: &[u32], mut centres_kd: Vec<f32>) -> Vec<f32> {
+        let d = self.dim;
+        let sums = self.sums(labels_n, centres_kd.len() / d);
+        let mean = |(centre_d, (sum_d, weight)): (&mut [f32], (Vec<f64>, f64))| {
+            if weight > 0.0 {
+                centre_d
+                    .iter_mut()
+                    .zip(sum_d)
+                    .for_each(|(c, s)| *c = (s / weight) as f32);
+            }
+        };
+        centres_kd.par_chunks_exact_mut(d).zip(sums).for_each(mean);
+        centres_kd
+    }
+
+    /// Fills in the inertia and the number of clusters in use.
+    fn judge(&self, fit: &mut KMeansFit) {
+        fit.inertia = self.inertia(&fit.labels_n, &fit.centres_kd);
+        let mut used = vec![false; fit.centres_kd.len() / self.dim];
+        fit.labels_n.iter().for_each(|k| used[*k as usize] = true);
+        fit.used = used.iter().filter(|used| **used).count();
     }
 
     /// Weighted sum [D] and weight of the rows of every cluster, in f64, rows in ascending order.

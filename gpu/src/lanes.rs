@@ -178,6 +178,24 @@ fn relu<'a>(x: &'a mut [f32]) -> () {
 
 }
 
+/// `x / (1 + exp(-x))`, in place.
+fn silu<'a>(x: &'a mut [f32]) -> () {
+
+        for v in x.iter_mut() {
+            *v /= 1.0 + exp_inline(-*v);
+        }
+
+}
+
+/// `x *= y`, element by element.
+fn multiply<'a>(x: &'a mut [f32], y: &'a [f32]) -> () {
+
+        for (x, y) in x.iter_mut().zip(y) {
+            *x *= *y;
+        }
+
+}
+
 /// Scores `norm_K[k] - 2 * x_K[k]` in place; returns the least.
 fn scores_from_dots<'a>(x_k: &'a mut [f32], norm_k: &'a [f32]) -> f32 {
 
@@ -398,6 +416,10 @@ mod tests {
                 (g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64),
                 "gelu_tanh {x}"
             );
+            let mut g = [x];
+            silu(&mut g);
+            let want = x as f64 / (1.0 + (-x as f64).exp());
+            assert!((g[0] as f64 - want).abs() < 4e-7 * (1.0 + x.abs() as f64), "silu {x}");
         }
         assert_eq!(exp_inline(-1000.0), 0.0);
     }

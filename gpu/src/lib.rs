@@ -6,19 +6,27 @@
 
 pub mod beam;
 pub mod bert;
+pub mod collisions;
 mod decode;
 pub mod device;
 mod draws;
 pub mod encoder;
 pub mod error;
+pub mod frozen;
 pub mod kmeans;
 mod lanes;
+pub mod llm;
 pub mod ops;
 pub mod optim;
+pub mod pq;
+pub mod prenorm;
 mod product;
 pub mod random;
+pub mod ranking;
 pub mod residual;
+pub mod rqvae;
 pub mod samples;
+pub mod sasrec;
 pub mod svd;
 pub mod tfidf;
 pub mod tiger;

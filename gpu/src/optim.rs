@@ -1,4 +1,6 @@
-//! Adam with coupled or decoupled weight decay, gradient clipping, learning-rate schedules.
+//! Adam with coupled or decoupled weight decay, SGD, Adagrad, gradient clipping, learning-rate schedules.
+
+mod one_state;
 
 use crate::error::{Error, Result};
 use crate::ops::isa::vectorized;
@@ -6,6 +8,8 @@ use crate::weights::Weights;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+pub use one_state::{Adagrad, AdagradConfig, Optimizer, OptimizerConfig, Sgd, SgdConfig};
 
 /// Numbers one task updates; fixed, so sums do not depend on threads.
 const TASK: usize = 16 * 1024;

@@ -1,14 +1,19 @@
-//! Residual quantization: one k-means per level, each on what the levels before left over; and collision codes.
+//! Residual quantization: one k-means per level, each on what the levels before left over.
 //!
 //! Source: residual k-means of GRID (arXiv 2507.22224) and "Understanding Generative Recommendation with Semantic IDs
 //! from a Model-scaling View" (arXiv 2509.25522). Shape legend: N rows, D width, C levels, K entries of a codebook.
 
-use std::collections::HashMap;
+mod beam;
 
 use rayon::prelude::*;
 
+use crate::collisions::Distances;
 use crate::kmeans::{self, Buffer, Init, KMeansConfig, KMeansError, Schedule};
 use crate::lanes;
+use crate::weights::{Weight, Weights};
+
+/// Most rounds of assignment and means under a capacity.
+const BALANCE_ITERATIONS: usize = 10;
 
 /// What makes a residual quantizer impossible.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -25,6 +30,12 @@ pub enum ResidualError {
         levels: usize,
         /// What k-means said.
         source: KMeansError,
+    },
+    /// A beam and a balance were asked for together.
+    #[error("a beam of {beam} would undo the balance; use a beam of 1, or no balance")]
+    BeamAndBalance {
+        /// Places of the beam.
+        beam: usize,
     },
     /// Codes are no whole number of rows, or a code is not in its codebook.
     #[error("row {row}, level {level}: code {code} is not in the codebook of {size} entries")]
@@ -63,6 +74,10 @@ pub struct ResidualConfig {
     pub seed: u64,
     /// Accept a level with fewer distinct residuals than entries; surplus entries repeat entry 0 and stay unused.
     pub allow_fewer_distinct: bool,
+    /// Partial codes kept per row while the rows of the fit are encoded; 1 is greedy.
+    pub beam: usize,
+    /// No entry of a level gets more than `ceil(N / K * slack)` rows; `None` for no limit. Not with a beam.
+    pub balance: Option<f64>,
 }
 
 /// A fitted residual quantizer.
@@ -77,7 +92,7 @@ pub struct ResidualQuantizer {
 }
 
 /// What one level did to the rows it was fitted on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LevelReport {
     /// Mean over the rows of the squared L2 norm of the residual after this level (the quantization error).
     pub mse: f64,
@@ -108,6 +123,8 @@ pub struct ResidualFit {
 ///
 /// Without normalisation the mean squared residual never rises from level to level under Lloyd's schedule. With it,
 /// every level starts again from unit rows: the law then holds within a level (`mse <= input_mse`), not across levels.
+/// With a beam the reports that are returned are those of its codes: what a level leaves over may then be more than the
+/// greedy code leaves, what the last one leaves never is.
 /// Errors: no level, no row, NaN or infinite values (row and column), fewer distinct residuals than entries.
 pub fn fit(
     rows_nd: &[f32],
@@ -119,6 +136,9 @@ pub fn fit(
     if count == 0 {
         return Err(ResidualError::NoLevels);
     }
+    if config.beam > 1 && config.balance.is_some() {
+        return Err(ResidualError::BeamAndBalance { beam: config.beam });
+    }
     let mut residuals_nd = rows_nd.to_vec();
     let (mut codebooks_ckd, mut levels, mut codes_cn) = (Vec::new(), Vec::new(), Vec::new());
     for (level, clusters) in config.codebook_sizes.iter().enumerate() {
@@ -127,11 +147,9 @@ pub fn fit(
             levels: count,
             source,
         };
-        if let Some((row, column, value)) = kmeans::first_not_finite(&residuals_nd, dim.max(1)) {
-            return Err(at_level(KMeansError::NotFinite { row, column, value }));
-        }
+        check_finite(&residuals_nd, dim).map_err(at_level)?;
         if config.normalize_residuals && dim > 0 {
-            normalize(&mut residuals_nd, dim);
+            normalize_rows(&mut residuals_nd, dim);
         }
         let kmeans_config = KMeansConfig {
             clusters: *clusters,
@@ -142,31 +160,24 @@ pub fn fit(
                 .wrapping_add((level as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             allow_fewer_distinct: config.allow_fewer_distinct,
         };
-        let fit = kmeans::fit(&residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
-        let input_mse = mean_norms(&residuals_nd, dim).0;
-        subtract(&mut residuals_nd, dim, &fit.labels_n, &fit.centres_kd);
-        let (mse, residual_norm) = mean_norms(&residuals_nd, dim);
-        let kmeans::KMeansFit {
-            iterations,
-            converged,
-            used,
-            ..
-        } = fit;
-        let report = LevelReport {
-            mse,
-            residual_norm,
-            input_mse,
-            iterations,
-            converged,
-            used,
+        let mut fit = kmeans::fit(&residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
+        if let Some(slack) = config.balance {
+            let capacity = capacity(fit.labels_n.len(), *clusters, slack);
+            fit = kmeans::rebalance(&residuals_nd, dim, fit, capacity, BALANCE_ITERATIONS).map_err(at_level)?;
+        }
+        let mut report = LevelReport {
+            iterations: fit.iterations,
+            converged: fit.converged,
+            ..LevelReport::default()
         };
+        report.apply(&mut residuals_nd, dim, &fit.labels_n, &fit.centres_kd);
         on_level(level, &report);
         levels.push(report);
         codebooks_ckd.push(fit.centres_kd);
         codes_cn.push(fit.labels_n);
     }
     let rows = rows_nd.len() / dim;
-    let codes_nc = (0..rows)
+    let mut codes_nc: Vec<u32> = (0..rows)
         .flat_map(|row| codes_cn.iter().map(move |codes_n| codes_n[row]))
         .collect();
     let quantizer = ResidualQuantizer {
@@ -174,11 +185,39 @@ pub fn fit(
         normalize_residuals: config.normalize_residuals,
         codebooks_ckd,
     };
+    if config.beam > 1 {
+        codes_nc = beam::encode(&quantizer, rows_nd, &codes_nc, config.beam);
+        for (report, of_beam) in levels.iter_mut().zip(quantizer.reports(rows_nd, &codes_nc)) {
+            *report = LevelReport {
+                iterations: report.iterations,
+                converged: report.converged,
+                ..of_beam
+            };
+        }
+    }
     Ok(ResidualFit {
         quantizer,
         codes_nc,
         levels,
     })
+}
+
+/// Rows that an entry may have: `ceil(N / K * slack)`, and never too few for all rows.
+fn capacity(rows: usize, clusters: usize, slack: f64) -> usize {
+    let share = rows as f64 / clusters.max(1) as f64;
+    ((share * slack).ceil() as usize).max(rows.div_ceil(clusters.max(1)))
+}
+
+impl LevelReport {
+    /// Subtracts the entries of a level from its input, and fills in what that did.
+    fn apply(&mut self, residuals_nd: &mut [f32], dim: usize, labels_n: &[u32], codebook_kd: &[f32]) {
+        self.input_mse = mean_norms(residuals_nd, dim).0;
+        subtract(residuals_nd, dim, labels_n, codebook_kd);
+        (self.mse, self.residual_norm) = mean_norms(residuals_nd, dim);
+        let mut used = vec![false; codebook_kd.len() / dim];
+        labels_n.iter().for_each(|k| used[*k as usize] = true);
+        self.used = used.iter().filter(|used| **used).count();
+    }
 }
 
 impl ResidualQuantizer {
@@ -189,11 +228,9 @@ impl ResidualQuantizer {
         let mut codes_nc = vec![0u32; rows_nd.len() / self.dim.max(1) * levels];
         for (level, codebook_kd) in self.codebooks_ckd.iter().enumerate() {
             let at_level = |source| ResidualError::Level { level, levels, source };
-            if let Some((row, column, value)) = kmeans::first_not_finite(&residuals_nd, self.dim.max(1)) {
-                return Err(at_level(KMeansError::NotFinite { row, column, value }));
-            }
+            check_finite(&residuals_nd, self.dim).map_err(at_level)?;
             if self.normalize_residuals && self.dim > 0 {
-                normalize(&mut residuals_nd, self.dim);
+                normalize_rows(&mut residuals_nd, self.dim);
             }
             let (labels_n, _) = kmeans::assign(&residuals_nd, self.dim, codebook_kd).map_err(at_level)?;
             subtract(&mut residuals_nd, self.dim, &labels_n, codebook_kd);
@@ -205,6 +242,35 @@ impl ResidualQuantizer {
                 .for_each(|(to, code)| *to = code);
         }
         Ok(codes_nc)
+    }
+
+    /// What the levels do to `rows_ND` with the codes [N, C]: one report a level, of no iterations.
+    ///
+    /// Panics where a code is not in its codebook.
+    pub fn reports(&self, rows_nd: &[f32], codes_nc: &[u32]) -> Vec<LevelReport> {
+        let levels = self.codebooks_ckd.len();
+        let mut residuals_nd = rows_nd.to_vec();
+        let mut reports = Vec::with_capacity(levels);
+        for (level, codebook_kd) in self.codebooks_ckd.iter().enumerate() {
+            if self.normalize_residuals {
+                normalize_rows(&mut residuals_nd, self.dim);
+            }
+            let labels_n: Vec<u32> = codes_nc.iter().skip(level).step_by(levels).copied().collect();
+            let mut report = LevelReport::default();
+            report.apply(&mut residuals_nd, self.dim, &labels_n, codebook_kd);
+            reports.push(report);
+        }
+        reports
+    }
+
+    /// The codebooks as named tensors `codebook.0` .. [K, D].
+    pub fn weights(&self) -> Weights {
+        let tensor = |(level, data): (usize, &Vec<f32>)| Weight {
+            name: format!("codebook.{level}"),
+            shape: vec![data.len() / self.dim, self.dim],
+            data: data.clone(),
+        };
+        Weights::from_tensors(self.codebooks_ckd.iter().enumerate().map(tensor).collect())
     }
 
     /// The sums [N, D] of the entries that `codes_NC` name: what the codes reconstruct. With normalised residuals this
@@ -240,51 +306,58 @@ impl ResidualQuantizer {
     }
 }
 
-/// The extra level that tells colliding rows apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CollisionCodes {
-    /// One code per row [N]: 0 where the row's codes are unique, else 1, 2, ... in row order among equal rows.
-    pub codes_n: Vec<u32>,
-    /// Entries this level needs: the greatest code + 1.
-    pub size: usize,
-    /// Rows that share their codes with another row.
-    pub colliding: usize,
+/// Rows with their quantizer: how far entries are from what the codes before left over.
+pub struct ResidualDistances<'a> {
+    /// The quantizer.
+    pub quantizer: &'a ResidualQuantizer,
+    /// Rows [N, D].
+    pub rows_nd: &'a [f32],
 }
 
-/// Collision codes of `codes_NC` (row-major, C = `levels`), as GRID: a unique id gets 0, each of n colliding rows 1..n.
-/// Errors: codes that are no whole number of rows.
-pub fn collision_codes(codes_nc: &[u32], levels: usize) -> Result<CollisionCodes, ResidualError> {
-    if levels == 0 || !codes_nc.len().is_multiple_of(levels) {
-        return Err(ResidualError::Codes {
-            got: codes_nc.len(),
-            levels,
-        });
+impl Distances for ResidualDistances<'_> {
+    fn codebook_sizes(&self) -> Vec<usize> {
+        let books = self.quantizer.codebooks_ckd.iter();
+        books.map(|book| book.len() / self.quantizer.dim).collect()
     }
-    let mut counts: HashMap<&[u32], (u32, u32)> = HashMap::new();
-    codes_nc
-        .chunks_exact(levels)
-        .for_each(|id| counts.entry(id).or_default().0 += 1);
-    let mut codes_n = Vec::with_capacity(codes_nc.len() / levels);
-    for id in codes_nc.chunks_exact(levels) {
-        let (total, seen) = counts.entry(id).or_default();
-        *seen += 1;
-        codes_n.push(if *total > 1 { *seen } else { 0 });
+
+    fn distances(&self, row: usize, prefix: &[u32], to_k: &mut Vec<f64>) {
+        let ResidualQuantizer { dim, codebooks_ckd, .. } = self.quantizer;
+        let mut residual_d = self.rows_nd[row * dim..][..*dim].to_vec();
+        let settle = |residual_d: &mut Vec<f32>| {
+            if self.quantizer.normalize_residuals {
+                normalize(residual_d);
+            }
+        };
+        for (codebook_kd, code) in codebooks_ckd.iter().zip(prefix) {
+            settle(&mut residual_d);
+            subtract(&mut residual_d, *dim, &[*code], codebook_kd);
+        }
+        settle(&mut residual_d);
+        let entries = codebooks_ckd[prefix.len()].chunks_exact(*dim);
+        to_k.clear();
+        to_k.extend(entries.map(|entry_d| lanes::squared_distance(&residual_d, entry_d)));
     }
-    let size = codes_n.iter().max().map_or(0, |most| *most as usize + 1);
-    let colliding = codes_n.iter().filter(|code| **code > 0).count();
-    Ok(CollisionCodes {
-        codes_n,
-        size,
-        colliding,
-    })
 }
 
-/// Divides every row by its L2 norm; a row shorter than 1e-12 is divided by 1e-12.
-fn normalize(rows_nd: &mut [f32], dim: usize) {
+fn check_finite(rows_nd: &[f32], dim: usize) -> Result<(), KMeansError> {
+    match kmeans::first_not_finite(rows_nd, dim.max(1)) {
+        Some((row, column, value)) => Err(KMeansError::NotFinite { row, column, value }),
+        None => Ok(()),
+    }
+}
+
+/// Divides every row by its L2 norm.
+fn normalize_rows(rows_nd: &mut [f32], dim: usize) {
     rows_nd.par_chunks_exact_mut(dim).for_each(|row_d| {
-        let norm = lanes::squared_norm(row_d).sqrt().max(1e-12);
-        row_d.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
+        normalize(row_d);
     });
+}
+
+/// Divides a row by its L2 norm, or by 1e-12 where it is shorter; returns what it divided by.
+fn normalize(row_d: &mut [f32]) -> f64 {
+    let norm = lanes::squared_norm(row_d).sqrt().max(1e-12);
+    row_d.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
+    norm
 }
 
 fn subtract(rows_nd: &mut [f32], dim: usize, labels_n: &[u32], centres_kd: &[f32]) {
@@ -307,15 +380,15 @@ fn mean_norms(rows_nd: &[f32], dim: usize) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::draws;
+    use crate::{collisions, draws};
 
-    fn rows(n: usize, dim: usize) -> Vec<f32> {
+    pub(super) fn rows(n: usize, dim: usize) -> Vec<f32> {
         (0..n * dim)
             .map(|i| (draws::normal(9, (i / dim % 5) as u64, i as u64) + (i / dim % 5) as f64) as f32)
             .collect()
     }
 
-    fn config(sizes: &[usize], normalize_residuals: bool) -> ResidualConfig {
+    pub(super) fn config(sizes: &[usize], normalize_residuals: bool) -> ResidualConfig {
         ResidualConfig {
             codebook_sizes: sizes.to_vec(),
             normalize_residuals,
@@ -326,6 +399,8 @@ mod tests {
             buffer: Buffer::All,
             seed: 42,
             allow_fewer_distinct: false,
+            beam: 1,
+            balance: None,
         }
     }
 
@@ -368,22 +443,57 @@ mod tests {
     }
 
     #[test]
-    fn collisions_are_numbered_in_row_order() {
-        let codes = [1, 2, 3, 4, 1, 2, 5, 6, 1, 2, 5, 6];
-        let got = collision_codes(&codes, 2).unwrap();
-        assert_eq!(
-            got,
-            CollisionCodes {
-                codes_n: vec![1, 0, 2, 1, 3, 2],
-                size: 4,
-                colliding: 5
+    fn a_balanced_level_is_never_over_full() {
+        let x = rows(700, 13);
+        for (slack, most) in [(1.0, 44), (1.5, 66), (0.1, 44)] {
+            let balanced = ResidualConfig {
+                balance: Some(slack),
+                ..config(&[16, 16], true)
+            };
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .expect("pool");
+                pool.install(|| fit(&x, 13, &balanced, |_, _| ()).unwrap())
+            };
+            let one = run(1);
+            assert_eq!(one, run(3));
+            for level in 0..2 {
+                let mut counts = [0; 16];
+                let codes = one.codes_nc.iter().skip(level).step_by(2);
+                codes.for_each(|code| counts[*code as usize] += 1);
+                assert!(counts.iter().all(|count| *count <= most), "{counts:?}");
             }
-        );
-        assert_eq!(collision_codes(&[7, 8], 1).unwrap().size, 1);
-        assert_eq!(
-            collision_codes(&[1, 2, 3], 2).unwrap_err().to_string(),
-            "3 codes are not a whole number of rows of 2"
-        );
+        }
+        let free = fit(&x, 13, &config(&[16, 16], true), |_, _| ()).unwrap();
+        let wide = ResidualConfig {
+            balance: Some(1e9),
+            ..config(&[16, 16], true)
+        };
+        let wide = fit(&x, 13, &wide, |_, _| ()).unwrap();
+        assert!(wide.levels[0].mse <= free.levels[0].mse * (1.0 + 1e-6));
+    }
+
+    #[test]
+    fn colliding_rows_move_to_free_codes() {
+        let x = rows(200, 5);
+        let found = fit(&x, 5, &config(&[8, 8, 8], true), |_, _| ()).unwrap();
+        let mut codes_nc = found.codes_nc.clone();
+        let before = collisions::collision_codes(&codes_nc, 3).unwrap();
+        assert!(before.colliding > 5);
+        let distances = ResidualDistances {
+            quantizer: &found.quantizer,
+            rows_nd: &x,
+        };
+        let moved = collisions::nearest_free(&mut codes_nc, &distances).unwrap();
+        assert!(moved > 0 && moved < before.colliding);
+        assert_eq!(collisions::collision_rate(&codes_nc, 3).unwrap(), 0.0);
+        for (row, (old, new)) in found.codes_nc.chunks(3).zip(codes_nc.chunks(3)).enumerate() {
+            if before.codes_n[row] < 2 {
+                assert_eq!(old, new, "the first row of a collision, and a row without one, stay");
+            }
+        }
     }
 
     #[test]

@@ -2,15 +2,18 @@
 
 use crate::error::{Error, Result};
 use crate::random::Key;
+use crate::tiger::ItemVectors;
+use crate::train::TrainingSet;
+use std::sync::Arc;
 
-/// Sequences of codes: sequence i is `values[offsets[i]..offsets[i + 1]]`.
+/// Sequences of codes or items: sequence i is `values[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ragged {
-    values: Vec<u16>,
+pub struct Ragged<T = u16> {
+    values: Vec<T>,
     offsets: Vec<u64>,
 }
 
-impl Default for Ragged {
+impl<T> Default for Ragged<T> {
     fn default() -> Self {
         Ragged {
             values: vec![],
@@ -19,12 +22,12 @@ impl Default for Ragged {
     }
 }
 
-impl Ragged {
+impl<T: Copy> Ragged<T> {
     /// Sequences of given values and offsets.
     ///
     /// # Errors
     /// [`Error::InvalidData`] unless the offsets rise from 0 to the number of values.
-    pub fn new(values: Vec<u16>, offsets: Vec<u64>) -> Result<Self> {
+    pub fn new(values: Vec<T>, offsets: Vec<u64>) -> Result<Self> {
         let rising = offsets.windows(2).all(|pair| pair[0] <= pair[1]);
         if !rising || offsets.first() != Some(&0) || offsets.last() != Some(&(values.len() as u64)) {
             let n = values.len();
@@ -34,7 +37,7 @@ impl Ragged {
     }
 
     /// Appends a sequence.
-    pub fn push(&mut self, sequence: &[u16]) {
+    pub fn push(&mut self, sequence: &[T]) {
         self.values.extend_from_slice(sequence);
         self.offsets.push(self.values.len() as u64);
     }
@@ -50,18 +53,19 @@ impl Ragged {
     }
 
     /// Sequence `i`, which must be below [`Ragged::len`].
-    pub fn get(&self, i: usize) -> &[u16] {
+    pub fn get(&self, i: usize) -> &[T] {
         &self.values[self.offsets[i] as usize..self.offsets[i + 1] as usize]
     }
 }
 
 /// Histories with the semantic id that follows each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Samples {
     levels: usize,
     histories: Ragged,
     targets: Vec<u16>,
     users: Vec<u64>,
+    vectors: Option<Arc<ItemVectors>>,
 }
 
 impl Samples {
@@ -93,7 +97,18 @@ impl Samples {
             histories,
             targets,
             users,
+            vectors: None,
         })
+    }
+
+    /// The same with vectors of the items, for models into which they are injected.
+    pub fn with_vectors(self, vectors: Option<Arc<ItemVectors>>) -> Self {
+        Samples { vectors, ..self }
+    }
+
+    /// The vectors of the items.
+    pub fn vectors(&self) -> Option<&ItemVectors> {
+        self.vectors.as_deref()
     }
 
     /// Codes per item.
@@ -128,24 +143,59 @@ impl Samples {
         }
         Some(rows.iter().map(|&i| self.users[i as usize]).collect())
     }
+}
 
-    /// Sample numbers of every batch of one epoch: a shuffle of the epoch's key. With `bucket_batches` k > 0, samples
-    /// are sorted by length inside windows of k batches and the order of the batches is shuffled again.
-    pub fn batches(&self, batch_size: usize, bucket_batches: usize, epoch: Key) -> Vec<Vec<u32>> {
-        let batch_size = batch_size.max(1);
-        let mut order = epoch.child(0).permutation(self.len());
-        if bucket_batches > 0 {
-            for window in order.chunks_mut(bucket_batches * batch_size) {
-                window.sort_by_key(|&i| self.history(i as usize).len());
-            }
-        }
-        let batches: Vec<Vec<u32>> = order.chunks(batch_size).map(<[u32]>::to_vec).collect();
-        if bucket_batches == 0 {
-            return batches;
-        }
-        let order = epoch.child(1).permutation(batches.len());
-        order.iter().map(|&i| batches[i as usize].clone()).collect()
+impl TrainingSet for Samples {
+    fn count(&self) -> usize {
+        self.len()
     }
+
+    fn batches(&self, batch_size: usize, bucket_batches: usize, epoch: Key) -> Vec<Vec<u32>> {
+        batches(self.len(), batch_size, bucket_batches, epoch, |i| self.history(i).len())
+    }
+
+    fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut row = Vec::new();
+        for i in 0..self.len() {
+            let (history, target) = (self.history(i), self.target(i));
+            row.clear();
+            row.extend((history.len() as u64).to_le_bytes());
+            row.extend(history.iter().chain(target).flat_map(|code| code.to_le_bytes()));
+            for user in self.users_of(&[i as u32]).unwrap_or_default() {
+                row.extend(user.to_le_bytes());
+            }
+            hasher.update(&row);
+        }
+        if let Some(vectors) = &self.vectors {
+            hasher.update(vectors.digest().as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// Sample numbers of every batch of one epoch over `n` samples: a shuffle of the epoch's key. With `bucket_batches`
+/// k > 0, samples are sorted by length inside windows of k batches and the order of the batches is shuffled again.
+pub fn batches(
+    n: usize,
+    batch_size: usize,
+    bucket_batches: usize,
+    epoch: Key,
+    length: impl Fn(usize) -> usize,
+) -> Vec<Vec<u32>> {
+    let batch_size = batch_size.max(1);
+    let mut order = epoch.child(0).permutation(n);
+    if bucket_batches > 0 {
+        for window in order.chunks_mut(bucket_batches * batch_size) {
+            window.sort_by_key(|&i| length(i as usize));
+        }
+    }
+    let batches: Vec<Vec<u32>> = order.chunks(batch_size).map(<[u32]>::to_vec).collect();
+    if bucket_batches == 0 {
+        return batches;
+    }
+    let order = epoch.child(1).permutation(batches.len());
+    order.iter().map(|&i| batches[i as usize].clone()).collect()
 }
 
 #[cfg(test)]

@@ -49,6 +49,17 @@ pub enum SvdError {
     },
 }
 
+/// The orthogonal matrix R [D, D] nearest to `m_DD` (row-major): U V^T where `m = U S V^T`. It solves the orthogonal
+/// Procrustes problem: with `m = x^T y`, R minimises `|x R - y|`. Singular values near 0 leave R undetermined in their
+/// directions; a tiny multiple of 1 that is added to m then decides.
+pub(crate) fn orthogonal_factor(m_dd: &[f64], d: usize) -> Vec<f64> {
+    let norm = m_dd.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    let mut m_dd: Vec<f64> = m_dd.iter().map(|x| x / norm).collect();
+    (0..d).for_each(|i| m_dd[i * d + i] += 1e-9);
+    let (x_dd, _, y_dd) = jacobi_svd(&m_dd, d);
+    dense_product(&x_dd, &transposed(&y_dd, d), d, d, d)
+}
+
 /// How to compute a truncated SVD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SvdConfig {

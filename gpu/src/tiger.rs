@@ -4,15 +4,23 @@
 //! levels, shared by encoder and decoder; a learned separator after every item; T5 blocks (RMS norm first, no
 //! attention scaling, relative position bias of the first layer used by all); one untied output head per level.
 //!
-//! Read top to bottom: config, loss, encoder, decoder, blocks. Weights and counts are in `tiger/model.rs`.
+//! Read top to bottom: config, loss, encoder, decoder, blocks. Weights and counts are in `tiger/model.rs`,
+//! samples and validation in `tiger/training.rs`.
 
+mod injection;
 mod model;
+mod t5_layout;
+mod training;
 
+pub use crate::ops::Noise;
+pub use injection::ItemVectors;
 pub use model::{Parameters, Tiger};
+pub use training::{Validation, expected_recall_ndcg};
 
 use crate::error::{Error, Result};
 use crate::ops::{Attention, Dropout, Graph, RelativeBuckets};
 use crate::random::Key;
+use injection::Injected;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -27,6 +35,16 @@ pub enum FeedForward {
     Grid,
     /// T5's: Linear(d, ff), ReLU, dropout, Linear(ff, d), no biases.
     T5,
+}
+
+/// The maps from the decoder's output to the codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputHeads {
+    /// One for each level: a softmax over its codes alone (GRID).
+    PerLevel,
+    /// One for all levels: a softmax over the codes of all levels, as in a plain T5.
+    Plain,
 }
 
 /// Everything that decides the model's shape.
@@ -74,6 +92,10 @@ pub struct TigerConfig {
     pub relative_max_distance: usize,
     /// Only this many last items of a history are read.
     pub max_items: usize,
+    /// The maps to codes.
+    pub output_heads: OutputHeads,
+    /// Width V of the vectors injected as one more token per item; 0 means none.
+    pub vector_dim: usize,
 }
 
 impl Default for TigerConfig {
@@ -93,6 +115,30 @@ impl Default for TigerConfig {
             relative_buckets: 32,
             relative_max_distance: 128,
             max_items: 20,
+            output_heads: OutputHeads::PerLevel,
+            vector_dim: 0,
+        }
+    }
+}
+
+/// What a model reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Codes of whole items, oldest first.
+    pub histories: &'a [&'a [u16]],
+    /// Raw user ids, read only by models with user tokens.
+    pub users: Option<&'a [u64]>,
+    /// Vectors of the items, read only by models into which some are injected.
+    pub vectors: Option<&'a ItemVectors>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Histories alone.
+    pub fn new(histories: &'a [&'a [u16]]) -> Self {
+        Inputs {
+            histories,
+            users: None,
+            vectors: None,
         }
     }
 }
@@ -104,37 +150,8 @@ pub struct Histories {
     pub tokens_t: Arc<[u32]>,
     /// Where each history starts; one more than there are histories.
     pub offsets: Arc<[usize]>,
-}
-
-/// Dropout of one pass: every site draws its own mask from the step's key.
-pub struct Noise {
-    probability: f32,
-    key: Key,
-    site: u64,
-}
-
-impl Noise {
-    /// Training noise of one step.
-    pub fn new(probability: f32, key: Key) -> Self {
-        Noise {
-            probability,
-            key,
-            site: 0,
-        }
-    }
-
-    /// No noise: evaluation.
-    pub fn off() -> Self {
-        Noise::new(0.0, Key::new(0))
-    }
-
-    fn next(&mut self) -> Dropout {
-        self.site += 1;
-        Dropout {
-            probability: self.probability,
-            key: self.key.child(self.site),
-        }
-    }
+    /// The different vectors injected, [M, V]: after those of the weights, the last M rows of the token table.
+    pub vectors_mv: Arc<[f32]>,
 }
 
 /// Sum over levels of the mean cross-entropy, [1, 1]. `targets` holds C codes per history.
@@ -159,7 +176,7 @@ pub fn loss<G: Graph>(
             prefix_tokens.push(config.token(level, code)?);
         }
     }
-    let table_nd = token_table(g, config)?;
+    let table_nd = token_table(g, config, histories)?;
     let memory_td = encode(g, config, &table_nd, histories, noise)?;
     let offsets: Arc<[usize]> = (0..=b).map(|s| s * c).collect();
     let groups = offsets.clone();
@@ -173,26 +190,33 @@ pub fn loss<G: Graph>(
     let mut losses = Vec::with_capacity(c);
     for level in 0..c {
         let rows: Arc<[u32]> = (0..b).map(|s| (s * c + level) as u32).collect();
-        let codes: Arc<[u32]> = (0..b).map(|s| u32::from(targets[s * c + level])).collect();
+        let head = config.head(level);
+        let codes = (0..b).map(|s| head.first as u32 + u32::from(targets[s * c + level]));
+        let codes: Arc<[u32]> = codes.collect();
         let hidden_bd = g.gather(&hidden_td, rows)?;
-        let head_vd = g.weight(&format!("heads.{level}"))?;
+        let head_vd = g.weight(&head.name)?;
         let logits_bv = g.linear(&hidden_bd, &head_vd, None, false, Dropout::off())?;
         losses.push(g.cross_entropy(&logits_bv, codes)?);
     }
     g.sum(&losses)
 }
 
-/// The embedding table of all tokens: codes of all levels, then BOS, separator, users.
+/// The embedding table of all tokens: codes of all levels, then BOS, separator, users, injected vectors.
 ///
 /// # Errors
 /// If a weight is missing.
-pub fn token_table<G: Graph>(g: &mut G, config: &TigerConfig) -> Result<G::Node> {
+pub fn token_table<G: Graph>(g: &mut G, config: &TigerConfig, histories: &Histories) -> Result<G::Node> {
     let mut parts = vec![g.weight("codes")?, g.weight("bos")?];
     if config.separator {
         parts.push(g.weight("separator")?);
     }
     if config.user_buckets > 0 {
         parts.push(g.weight("users")?);
+    }
+    if config.vector_dim > 0 {
+        let vectors_mv = g.constant(&histories.vectors_mv, config.vector_dim)?;
+        let map_dv = g.weight("vectors")?;
+        parts.push(g.linear(&vectors_mv, &map_dv, None, false, Dropout::off())?);
     }
     g.stack(&parts)
 }
@@ -322,6 +346,14 @@ fn feed_forward<G: Graph>(
     g.residual(x_td, &h, noise.next())
 }
 
+/// A map to codes: the weight's name, and which of its rows are the codes of the level.
+pub(crate) struct Head {
+    pub name: String,
+    pub first: usize,
+    /// Rows of the weight.
+    pub width: usize,
+}
+
 impl FeedForward {
     /// Number of linear maps.
     pub(crate) fn maps(self) -> usize {
@@ -395,19 +427,34 @@ impl TigerConfig {
         self.codebook_sizes.iter().sum::<usize>() as u32
     }
 
-    /// Packs histories (codes of whole items, oldest first) for the encoder: cut to `max_items`, separators and
-    /// user tokens added. `users` are raw ids, read only if the config has user buckets.
+    /// The map to the codes of a level.
+    pub(crate) fn head(&self, level: usize) -> Head {
+        let first = self.codebook_sizes[..level].iter().sum();
+        match self.output_heads {
+            OutputHeads::PerLevel => Head {
+                name: format!("heads.{level}"),
+                first: 0,
+                width: self.codebook_sizes[level],
+            },
+            OutputHeads::Plain => Head {
+                name: "heads".into(),
+                first,
+                width: self.codebook_sizes.iter().sum(),
+            },
+        }
+    }
+
+    /// Packs histories for the encoder: cut to `max_items`; separators, user tokens and item vectors added.
     ///
     /// # Errors
-    /// [`Error::InvalidData`] for an empty history, part of an item, or a code outside its codebook.
-    pub fn histories<'a>(
-        &self,
-        histories: impl IntoIterator<Item = &'a [u16]>,
-        users: Option<&[u64]>,
-    ) -> Result<Histories> {
+    /// [`Error::InvalidData`] for an empty history, part of an item, a code outside its codebook, an item without a
+    /// vector; [`Error::ShapeMismatch`] for vectors of another width.
+    pub fn histories(&self, inputs: &Inputs) -> Result<Histories> {
+        let Inputs { histories, users, .. } = *inputs;
         let c = self.levels();
         let (mut tokens, mut offsets) = (Vec::new(), vec![0]);
-        for (s, history) in histories.into_iter().enumerate() {
+        let mut injected = Injected::of(self, inputs.vectors)?;
+        for (s, history) in histories.iter().enumerate() {
             if history.is_empty() || !history.len().is_multiple_of(c) {
                 return Err(Error::InvalidData(format!(
                     "history {s} has {} codes; it needs a positive multiple of {c}",
@@ -426,6 +473,9 @@ impl TigerConfig {
                 for (level, &code) in item.iter().enumerate() {
                     tokens.push(self.token(level, code)?);
                 }
+                if let Some(injected) = &mut injected {
+                    tokens.push(injected.token(item)?);
+                }
                 if self.separator {
                     tokens.push(self.bos_token() + 1);
                 }
@@ -435,6 +485,7 @@ impl TigerConfig {
         Ok(Histories {
             tokens_t: tokens.into(),
             offsets: offsets.into(),
+            vectors_mv: injected.map(Injected::vectors).unwrap_or_default().into(),
         })
     }
 
@@ -445,7 +496,8 @@ impl TigerConfig {
             queries: queries.clone(),
             keys: keys.clone(),
             causal,
-            buckets: self.buckets(!causal),
+            scale: 1.0,
+            buckets: Some(self.buckets(!causal)),
             dropout: noise.next(),
         }
     }
@@ -507,13 +559,45 @@ mod tests {
             ..TigerConfig::default()
         };
         let long: &[u16] = &[0, 0, 1, 2, 3, 3];
-        let got = config.histories([long, &[2, 0]], Some(&[5, 6])).unwrap();
+        let packed = |histories: &[&[u16]]| {
+            config.histories(&Inputs {
+                users: Some(&[5, 6]),
+                ..Inputs::new(histories)
+            })
+        };
+        let got = packed(&[long, &[2, 0]]).unwrap();
         assert_eq!(got.offsets[..], [0, 7, 11]);
         assert_eq!(got.tokens_t[1..7], [1, 6, 9, 3, 7, 9]);
         assert_eq!(got.tokens_t[8..], [2, 4, 9]);
         assert!((10..13).contains(&got.tokens_t[0]));
-        assert!(config.histories([&long[..3]], Some(&[5])).is_err());
-        assert!(config.histories([&[4u16, 0][..]], Some(&[5])).is_err());
-        assert!(config.histories([long], None).is_err());
+        assert!(packed(&[&long[..3]]).is_err());
+        assert!(packed(&[&[4, 0]]).is_err());
+        assert!(config.histories(&Inputs::new(&[long])).is_err());
+    }
+
+    #[test]
+    fn an_item_carries_its_vector_after_its_codes() {
+        let config = TigerConfig {
+            codebook_sizes: vec![4, 4],
+            vector_dim: 1,
+            ..TigerConfig::default()
+        };
+        let trie = crate::trie::Trie::new(&[0, 0, 1, 2, 3, 3], 2).unwrap();
+        let vectors = ItemVectors::new(&trie, &[5.0, -2.0, 0.0], 1).unwrap();
+        let packed = |history: &[u16], vectors| {
+            config.histories(&Inputs {
+                vectors,
+                ..Inputs::new(&[history])
+            })
+        };
+        let got = packed(&[1, 2, 0, 0, 1, 2], Some(&vectors)).unwrap();
+        // Codes 0 to 7, BOS 8, separator 9, the vectors of this batch from 10.
+        assert_eq!(got.tokens_t[..], [1, 6, 10, 9, 0, 4, 11, 9, 1, 6, 10, 9]);
+        assert_eq!(got.vectors_mv[..], [-1.0, 1.0]);
+        let text = packed(&[1, 3], Some(&vectors)).unwrap_err().to_string();
+        assert_eq!(text, "invalid data: there is no item vector for the semantic id [1, 3]");
+        assert!(packed(&[1, 2], None).is_err());
+        let wide = ItemVectors::new(&trie, &[1.0; 6], 2).unwrap();
+        assert!(packed(&[1, 2], Some(&wide)).is_err());
     }
 }

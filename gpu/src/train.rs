@@ -1,26 +1,110 @@
-//! Training of TIGER: batches, optimizer steps, early stopping on the validation users.
+//! Training of any [`Model`]: batches, optimizer steps, early stopping on validation, checkpoints with exact resume.
 
 mod checkpoint;
 mod course;
 mod engine;
 
-use crate::beam::Hypothesis;
 use crate::error::{Error, Result};
+use crate::frozen::Frozen;
+use crate::ops::{Graph, Precision, Stock, Workspace};
 use crate::optim::{AdamConfig, Schedule};
 use crate::random::Key;
-use crate::samples::Samples;
-use crate::tiger::{Noise, Tiger, TigerConfig};
-use crate::trie::Trie;
+use crate::weights::{Declaration, Weights};
 use candle_core::Device;
 use course::{Run, Training, tell};
-use engine::{Engine, pack};
+use engine::Engine;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Rank cut-off of model selection.
-const K: usize = 5;
+/// What can be trained: weights, a loss over rows of samples, and a measure of quality.
+pub trait Model: Clone {
+    /// Everything that decides the shape, and what the loss draws from.
+    type Config: Serialize;
+    /// What is trained on.
+    type Samples: TrainingSet;
+    /// What an evaluation needs.
+    type Validation<'a>: Copy;
+
+    /// Names, shapes and starts of all weights, in a fixed order.
+    fn declarations(config: &Self::Config) -> Vec<Declaration>;
+    /// A fresh model, drawn from the seed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    fn init(config: &Self::Config, seed: u64) -> Result<Self>;
+    /// A model of given weights.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], [`Error::TensorNames`] or [`Error::ShapeMismatch`].
+    fn from_weights(config: &Self::Config, weights: Weights) -> Result<Self>;
+    /// The config.
+    fn config(&self) -> &Self::Config;
+    /// The weights.
+    fn weights(&self) -> &Weights;
+    /// The weights, to update in place; names and shapes must stay.
+    fn weights_mut(&mut self) -> &mut Weights;
+
+    /// Weights that the loss reads and that are never trained.
+    fn frozen(&self) -> Option<&Frozen> {
+        None
+    }
+
+    /// Checks samples and validation against the config, before anything is computed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidData`] or [`Error::ShapeMismatch`].
+    fn check(config: &Self::Config, samples: &Self::Samples, validation: Option<Self::Validation<'_>>) -> Result<()>;
+    /// Mean loss of some samples, [1, 1]. Dropout and negatives come from `key`.
+    ///
+    /// # Errors
+    /// Of the samples or the engine.
+    fn loss<G: Graph>(
+        g: &mut G,
+        config: &Self::Config,
+        samples: &Self::Samples,
+        rows: &[u32],
+        key: Key,
+    ) -> Result<G::Node>;
+    /// Floating-point operations of the matrix products of the loss of one sample, forward.
+    fn forward_flops(config: &Self::Config, samples: &Self::Samples, row: usize) -> f64;
+    /// Two metrics, higher is better: the first decides which weights are kept, the second between equals. Users are
+    /// drawn from `key`; `progress` hears how many of how many are done, and its error ends the evaluation.
+    ///
+    /// # Errors
+    /// Of the data, the engine or `progress`.
+    fn evaluate(
+        place: Place<'_, Self>,
+        validation: Self::Validation<'_>,
+        key: Key,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<(f64, f64)>;
+    /// What a stored state must have in common with this validation.
+    fn identity(validation: Self::Validation<'_>) -> serde_json::Value;
+}
+
+/// Samples that come in batches.
+pub trait TrainingSet {
+    /// Number of samples.
+    fn count(&self) -> usize;
+    /// How many terms the loss of these samples is the mean of.
+    fn terms(&self, rows: &[u32]) -> usize {
+        rows.len()
+    }
+    /// Sample numbers of every batch of one epoch, see [`crate::samples::batches`].
+    fn batches(&self, batch_size: usize, bucket_batches: usize, epoch: Key) -> Vec<Vec<u32>>;
+    /// A digest of all samples.
+    fn digest(&self) -> String;
+}
+
+/// Where a model is evaluated.
+pub enum Place<'a, M: Model> {
+    /// On the CPU, by the kernels.
+    Cpu(&'a M, &'a mut Workspace),
+    /// Where the weights live, by stock operations.
+    Device(&'a M::Config, &'a mut Stock),
+}
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,9 +118,13 @@ pub struct TrainOptions {
     pub schedule: Schedule,
     /// Steps of linear warm-up.
     pub warmup_steps: usize,
-    /// Samples per step.
+    /// Samples of a batch.
     pub batch_size: usize,
-    /// Stop after this many steps. With `max_epochs` the extent of the training, not its course: see [`train_tiger`].
+    /// Batches of a step: their gradients are added in place, each with its share of the terms of the loss, so the step
+    /// is that of one batch of `batch_size` x `accumulate` samples (dropout and negatives aside, which are drawn batch
+    /// by batch) in the memory of a small one. The last step of an epoch takes what is left.
+    pub accumulate: usize,
+    /// Stop after this many steps. With `max_epochs` the extent of the training, not its course: see [`train_model`].
     pub max_steps: Option<usize>,
     /// Stop after this many passes over the samples.
     pub max_epochs: Option<usize>,
@@ -49,6 +137,9 @@ pub struct TrainOptions {
     /// Sort samples by length inside windows of this many batches; 0 means plain shuffling. Packed batches gain
     /// nothing from it on the CPU; padded ones do on a GPU.
     pub bucket_batches: usize,
+    /// What products are computed in, those of evaluations too. Weights and the optimizer stay f32. On the CPU there is
+    /// f32 alone.
+    pub precision: Precision,
     /// Everything random comes from it.
     pub seed: u64,
 }
@@ -65,28 +156,17 @@ impl Default for TrainOptions {
             schedule: Schedule::Constant,
             warmup_steps: 0,
             batch_size: 256,
+            accumulate: 1,
             max_steps: Some(100_000),
             max_epochs: None,
             eval_every: 1_000,
             patience: 10,
             clip_norm: None,
             bucket_batches: 0,
+            precision: Precision::F32,
             seed: 0,
         }
     }
-}
-
-/// Users whose next item decides when to stop and which weights to keep.
-#[derive(Debug, Clone, Copy)]
-pub struct Validation<'a> {
-    /// Histories and their true next items.
-    pub samples: &'a Samples,
-    /// The catalogue.
-    pub trie: &'a Trie,
-    /// Evaluate a seeded sample of this many users; `None` takes all.
-    pub users: Option<usize>,
-    /// Width of the beam search (at least 5).
-    pub beam_width: usize,
 }
 
 /// Where training stores its state, and how often.
@@ -124,16 +204,16 @@ pub enum TrainEvent<'a> {
         step: usize,
         /// Steps that `max_steps` and `max_epochs` allow.
         total: usize,
-        /// Mean loss of the step's batch (sum over levels).
+        /// Mean loss of the step's samples.
         loss: f32,
         /// Samples per second since the last evaluation.
         samples_per_second: f64,
     },
     /// Part of an evaluation is done; breaking here interrupts it.
     Evaluating {
-        /// Users searched so far.
+        /// Users evaluated so far.
         users: usize,
-        /// Users to search.
+        /// Users to evaluate.
         total: usize,
     },
     /// An evaluation is done.
@@ -154,10 +234,8 @@ pub struct CurvePoint {
     pub epoch: usize,
     /// Mean training loss since the last point.
     pub train_loss: f64,
-    /// Recall@5 of the validation users (expected value where items share a semantic id).
-    pub valid_recall_5: Option<f64>,
-    /// NDCG@5, likewise.
-    pub valid_ndcg_5: Option<f64>,
+    /// The two metrics of [`Model::evaluate`].
+    pub valid: Option<(f64, f64)>,
     /// Learning rate of the last step.
     pub lr: f64,
     /// Wall-clock seconds since the start; decides nothing.
@@ -176,9 +254,9 @@ pub enum Stopped {
 
 /// A trained model.
 #[derive(Debug, Clone)]
-pub struct Trained {
+pub struct Trained<M> {
     /// The best weights on the validation users, or the last ones without validation.
-    pub model: Tiger,
+    pub model: M,
     /// The step they are from.
     pub best_step: usize,
     /// One point per evaluation.
@@ -198,38 +276,34 @@ pub struct Trained {
 /// # Errors
 /// [`Error::InvalidConfig`] naming the field, [`Error::InvalidData`] for bad samples, [`Error::NotFinite`] with the
 /// step when the loss diverges, [`Error::Interrupted`] when `on_event` breaks, [`Error::Candle`] on a device.
-pub fn train_tiger(
-    config: &TigerConfig,
+pub fn train_model<M: Model>(
+    config: &M::Config,
     options: &TrainOptions,
     device: &Device,
-    samples: &Samples,
-    validation: Option<Validation>,
+    samples: &M::Samples,
+    validation: Option<M::Validation<'_>>,
     checkpoint: Option<Checkpoint>,
     on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-) -> Result<Trained> {
+) -> Result<Trained<M>> {
     options.validate()?;
-    check_samples(config, samples, "training")?;
-    if let Some(validation) = &validation {
-        check_samples(config, validation.samples, "validation")?;
+    if options.precision == Precision::Bf16 && device.is_cpu() {
+        let reason = "bf16 is for GPUs, and this trains on the CPU, whose kernels are f32: set it to f32";
+        return Err(Error::config("precision", reason));
     }
-    let model = Tiger::init(config, Key::new(options.seed).child(0).bits(0))?;
+    M::check(config, samples, validation)?;
+    let model = M::init(config, Key::new(options.seed).child(0).bits(0))?;
     let engine = Engine::new(model, options, device)?;
     Training::new(config, options, engine, samples, validation, checkpoint).run(on_event)
 }
 
-/// Recall@5 and NDCG@5 of one ranked list. The items of a leaf are tied; the target is one of them.
-pub fn expected_recall_ndcg(ranked: &[Hypothesis], trie: &Trie, target: Option<u32>) -> (f64, f64) {
-    let mut better = 0;
-    for hypothesis in ranked {
-        let tied = trie.items_of(hypothesis.leaf).len();
-        if Some(hypothesis.leaf) == target {
-            let places = tied.min(K.saturating_sub(better));
-            let gain: f64 = (0..places).map(|j| 1.0 / ((better + j + 2) as f64).log2()).sum();
-            return (places as f64 / tied as f64, gain / tied as f64);
-        }
-        better += tied;
-    }
-    (0.0, 0.0)
+/// Floating-point operations of the matrix products of so many steps of training, evaluations aside: three times
+/// [`Model::forward_flops`], for the result and for the gradients of both its factors. An epoch that was not finished
+/// counts by its share.
+pub fn training_flops<M: Model>(config: &M::Config, options: &TrainOptions, samples: &M::Samples, steps: usize) -> f64 {
+    let epoch: f64 = (0..samples.count())
+        .map(|row| M::forward_flops(config, samples, row))
+        .sum();
+    3.0 * epoch * steps as f64 / options.steps_per_epoch(samples.count()) as f64
 }
 
 impl TrainOptions {
@@ -242,7 +316,12 @@ impl TrainOptions {
         if !self.lr.is_finite() || self.lr <= 0.0 {
             return Err(Error::config("lr", "must be positive"));
         }
-        for (field, value) in [("batch_size", self.batch_size), ("eval_every", self.eval_every)] {
+        let counts = [
+            ("batch_size", self.batch_size),
+            ("accumulate", self.accumulate),
+            ("eval_every", self.eval_every),
+        ];
+        for (field, value) in counts {
             if value == 0 {
                 return Err(Error::config(field, "must be at least 1"));
             }
@@ -261,22 +340,15 @@ impl TrainOptions {
         Ok(())
     }
 
+    fn steps_per_epoch(&self, samples: usize) -> usize {
+        samples.div_ceil(self.batch_size).div_ceil(self.accumulate)
+    }
+
     fn total_steps(&self, samples: usize) -> usize {
-        let per_epoch = samples.div_ceil(self.batch_size);
+        let per_epoch = self.steps_per_epoch(samples);
         let epochs = self.max_epochs.map_or(usize::MAX, |e| e.saturating_mul(per_epoch));
         self.max_steps.unwrap_or(usize::MAX).min(epochs)
     }
-}
-
-fn check_samples(config: &TigerConfig, samples: &Samples, what: &str) -> Result<()> {
-    if samples.is_empty() {
-        return Err(Error::InvalidData(format!("there are no {what} samples")));
-    }
-    if samples.levels() != config.levels() {
-        let op = format!("levels of the {what} samples");
-        return Err(Error::shape(op, config.levels(), samples.levels()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Named weights on the host: what a model is made of, and its folder `config.json` + `model.safetensors`.
 
 use crate::error::{Error, Result};
+use crate::frozen::Numbers;
 use crate::random::Key;
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,11 +20,33 @@ pub struct Weight {
 impl Weight {
     /// Rows and columns; a vector is one row.
     pub fn matrix(&self) -> (usize, usize) {
-        match self.shape[..] {
-            [rows, columns] => (rows, columns),
-            _ => (1, self.data.len()),
+        matrix(&self.shape)
+    }
+}
+
+/// Rows and columns of a shape; a vector is one row.
+pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
+    match *shape {
+        [rows, columns] => (rows, columns),
+        _ => (1, shape.iter().product()),
+    }
+}
+
+/// A digest of names, shapes and numbers, which are told as f32.
+pub(crate) fn digest<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], Numbers<'a>)>) -> String {
+    const PART: usize = 1 << 16;
+    let mut hasher = blake3::Hasher::new();
+    let mut part = vec![0f32; PART];
+    for (name, shape, numbers) in tensors {
+        hasher.update(format!("{name} {shape:?};").as_bytes());
+        for first in (0..numbers.len()).step_by(PART) {
+            let part = &mut part[..PART.min(numbers.len() - first)];
+            numbers.write(first, part);
+            let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
         }
     }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// How a weight starts.
@@ -31,6 +54,8 @@ impl Weight {
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Uniform between this and its negative.
+    Uniform(f64),
     /// All elements this value.
     Constant(f32),
     /// Three equal groups of rows, each normal with its own standard deviation (a packed query-key-value map).
@@ -64,6 +89,9 @@ impl Weights {
             let normal = |i: usize, sd: f64| (key.normal(i as u64) * sd) as f32;
             let data = match d.init {
                 Init::Normal(sd) => (0..n).map(|i| normal(i, sd)).collect(),
+                Init::Uniform(bound) => (0..n)
+                    .map(|i| ((2.0 * key.uniform(i as u64) - 1.0) * bound) as f32)
+                    .collect(),
                 Init::Constant(value) => vec![value; n],
                 Init::NormalThirds(sd) => (0..n).map(|i| normal(i, sd[3 * i / n])).collect(),
             };
@@ -92,6 +120,11 @@ impl Weights {
         &mut self.tensors
     }
 
+    /// All tensors, alone, in order.
+    pub fn into_tensors(self) -> Vec<Weight> {
+        self.tensors
+    }
+
     /// Position of a name.
     ///
     /// # Errors
@@ -111,11 +144,44 @@ impl Weights {
         Ok(&self.tensors[self.index(name)?])
     }
 
+    /// A digest of all names, shapes and numbers.
+    pub fn digest(&self) -> String {
+        let tensors = self.tensors.iter();
+        digest(tensors.map(|t| (t.name.as_str(), &t.shape[..], Numbers::F32(&t.data))))
+    }
+
+    /// Checks that every declared weight is here, of its shape.
+    ///
+    /// # Errors
+    /// [`Error::TensorNames`] or [`Error::ShapeMismatch`].
+    pub fn check(&self, declarations: &[Declaration]) -> Result<()> {
+        for d in declarations {
+            let got = self.get(&d.name)?;
+            if got.shape != d.shape || got.data.len() != d.shape.iter().product::<usize>() {
+                return Err(Error::shape(&d.name, &d.shape, &got.shape));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes `config.json` and `model.safetensors` into a folder, which is made if it is missing.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, folder: &Path, config: &impl serde::Serialize) -> Result<()> {
+        self.save_with(folder, config, None)
+    }
+
+    /// The same, with what the file of the weights says about itself.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save_with(
+        &self,
+        folder: &Path,
+        config: &impl serde::Serialize,
+        about: Option<HashMap<String, String>>,
+    ) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let path = folder.join("config.json");
         let format = |reason: String| Error::Format {
@@ -124,7 +190,18 @@ impl Weights {
         };
         let json = serde_json::to_string_pretty(config).map_err(|e| format(e.to_string()))?;
         std::fs::write(&path, json + "\n").map_err(Error::io(&path))?;
-        let path = folder.join("model.safetensors");
+        self.write(&folder.join("model.safetensors"), about)
+    }
+
+    /// Writes a file of tensors, with what it says about itself.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`].
+    pub fn write(&self, path: &Path, about: Option<HashMap<String, String>>) -> Result<()> {
+        let format = |reason: String| Error::Format {
+            path: path.to_path_buf(),
+            reason,
+        };
         let bytes: Vec<(&Weight, Vec<u8>)> = self
             .tensors
             .iter()
@@ -135,8 +212,8 @@ impl Weights {
             let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, t.shape.clone(), bytes);
             views.push((t.name.as_str(), view.map_err(|e| format(e.to_string()))?));
         }
-        let file = safetensors::serialize(views, None).map_err(|e| format(e.to_string()))?;
-        std::fs::write(&path, file).map_err(Error::io(&path))
+        let file = safetensors::serialize(views, about).map_err(|e| format(e.to_string()))?;
+        std::fs::write(path, file).map_err(Error::io(path))
     }
 
     /// Reads `model.safetensors` of a folder and checks names and shapes against the declarations.
@@ -144,10 +221,39 @@ impl Weights {
     /// # Errors
     /// [`Error::Io`], [`Error::Format`], [`Error::TensorNames`] with all names at once, [`Error::ShapeMismatch`].
     pub fn load(folder: &Path, declarations: &[Declaration]) -> Result<Self> {
-        let path = folder.join("model.safetensors");
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        Self::read(&folder.join("model.safetensors"), declarations)
+    }
+
+    /// Reads a file of tensors, whatever they are, in the order of their names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`].
+    pub fn read_all(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::Format {
+            path: path.to_path_buf(),
+            reason: e.to_string(),
+        })?;
+        let mut declared: Vec<Declaration> = file
+            .iter()
+            .map(|(name, view)| Declaration {
+                name: name.to_string(),
+                shape: view.shape().to_vec(),
+                init: Init::Constant(0.0),
+            })
+            .collect();
+        declared.sort_by(|a, b| a.name.cmp(&b.name));
+        Self::read(path, &declared)
+    }
+
+    /// Reads a file of tensors and checks names and shapes against the declarations.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn read(path: &Path, declarations: &[Declaration]) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let format = |reason: String| Error::Format {
-            path: path.clone(),
+            path: path.to_path_buf(),
             reason,
         };
         let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
@@ -192,10 +298,14 @@ impl Weights {
 /// # Errors
 /// [`Error::Io`], or [`Error::Format`] with the parser's message.
 pub fn load_config<C: serde::de::DeserializeOwned>(folder: &Path) -> Result<C> {
-    let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    load_json(&folder.join("config.json"))
+}
+
+/// Reads a JSON file.
+pub(crate) fn load_json<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| Error::Format {
-        path,
+        path: path.to_path_buf(),
         reason: e.to_string(),
     })
 }

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use sluice_gpu::ops::{Graph, Stock, Tape, Workspace};
 use sluice_gpu::optim::{Adam, AdamConfig};
-use sluice_gpu::tiger::{FeedForward, Noise, TigerConfig, loss};
+use sluice_gpu::tiger::{FeedForward, Inputs, ItemVectors, Noise, OutputHeads, TigerConfig, loss};
+use sluice_gpu::trie::Trie;
 use sluice_gpu::weights::{Weight, Weights};
 use std::path::Path;
 
@@ -18,6 +19,8 @@ struct Golden {
     feed_forward: FeedForward,
     histories: Vec<Vec<u16>>,
     targets: Vec<Vec<u16>>,
+    /// Vectors of the items of the histories, in the order of the histories.
+    vectors: Option<Vec<Vec<f32>>>,
     loss: f32,
     adam: GoldenAdam,
 }
@@ -39,6 +42,11 @@ fn t5_feed_forward() {
     check("t5");
 }
 
+#[test]
+fn plain_head_and_injected_vectors() {
+    check("injected");
+}
+
 fn check(kind: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let text = std::fs::read_to_string(folder.join(format!("tiger_{kind}.json"))).unwrap();
@@ -53,6 +61,12 @@ fn check(kind: &str) {
         d_kv: golden.d_kv,
         d_ff: golden.d_ff,
         feed_forward: golden.feed_forward,
+        output_heads: if kind == "injected" {
+            OutputHeads::Plain
+        } else {
+            OutputHeads::PerLevel
+        },
+        vector_dim: golden.vectors.as_ref().map_or(0, |vectors| vectors[0].len()),
         ..TigerConfig::default()
     };
     let read = |group: &str| {
@@ -71,8 +85,17 @@ fn check(kind: &str) {
     };
     let mut weights = read("weights");
     let (gradients, after) = (read("gradients"), read("after"));
-    let histories = golden.histories.iter().map(Vec::as_slice);
-    let histories = config.histories(histories, None).unwrap();
+    let vectors = golden.vectors.map(|vectors| {
+        let trie = Trie::new(&golden.histories.concat(), config.levels()).unwrap();
+        ItemVectors::new(&trie, &vectors.concat(), config.vector_dim).unwrap()
+    });
+    let histories: Vec<&[u16]> = golden.histories.iter().map(Vec::as_slice).collect();
+    let histories = config
+        .histories(&Inputs {
+            vectors: vectors.as_ref(),
+            ..Inputs::new(&histories)
+        })
+        .unwrap();
     let targets = golden.targets.concat();
 
     // stock engine

@@ -63,10 +63,10 @@ impl Operator for AuditOrder {
         let batch = inputs.batch(INTERACTIONS)?;
         let mut users = chronology::users(&batch)?;
         let out_of_order = users.iter().map(|(_, events)| disorder(events)).sum();
-        for (user, events) in &mut users {
+        for (user, events) in users.iter_mut() {
             chronology::sort_by_time(user, events, Ties::File, context.random("ties"));
         }
-        let events: Vec<&[Event]> = users.iter().map(|(_, events)| events.as_slice()).collect();
+        let events: Vec<&[Event]> = users.iter().map(|(_, events)| events).collect();
         let mut facts = sizes(&events);
         facts.extend(pairs(&events));
         facts.push(("pairs_out_of_order", out_of_order));

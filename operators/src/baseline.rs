@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, Float64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Schema};
 use rayon::prelude::*;
 use sluice_engine::operator::{Binding, Bound, Context, Input, OUT};
@@ -13,6 +13,8 @@ use sluice_engine::table::{CHUNK_ROWS, Shape, Table, Tables};
 use sluice_engine::{Error, Result};
 
 use crate::catalogue::Catalogue;
+use crate::protocol;
+use crate::ranked_rows::RankedRows;
 use crate::schema::{self, ITEM_ID, TARGET};
 use crate::sequences::{self, Sequences};
 
@@ -28,14 +30,16 @@ pub const INPUTS: &[Input] = &[
 ];
 
 /// Checks the inputs and `k`, and declares the output.
-pub fn bind(binding: &Binding, k: u32) -> Bound {
+pub fn bind(binding: &Binding, k: u32, exclude_seen: bool) -> Bound {
     if k == 0 {
         binding.bad_value("k", "\"k\" must be at least 1");
     }
     sequences::require(binding, TRAIN);
     sequences::require_targets(binding, HISTORIES);
     binding.require(ITEMS, &[(ITEM_ID, DataType::Utf8)]);
-    Bound::whole().out(Shape::table(schema::ranked()))
+    Bound::whole()
+        .out(Shape::table(schema::ranked()))
+        .fact(protocol::SEEN, protocol::seen(exclude_seen))
 }
 
 /// Rows of item numbers.
@@ -45,7 +49,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn read(batch: &RecordBatch, catalogue: &Catalogue, role: &str) -> Result<Self> {
+    /// The sequences of a batch; every item must be in the catalogue.
+    pub fn read(batch: &RecordBatch, catalogue: &Catalogue, role: &str) -> Result<Self> {
         let sequences = Sequences::read(batch)?;
         let numbers = catalogue.encode(&sequences.items, role)?;
         let mut rows = Rows {
@@ -62,6 +67,16 @@ impl Rows {
     /// The items of a row.
     pub fn row(&self, row: usize) -> &[u32] {
         &self.items[self.offsets[row]..self.offsets[row + 1]]
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// All rows.
@@ -128,16 +143,16 @@ impl Task {
             .par_chunks((CHUNK_ROWS / (listing.k as usize + 1)).max(1))
             .map(|users| {
                 context.check_cancelled()?;
-                let mut rows = Ranked::default();
+                let mut rows = RankedRows::default();
                 for user in users {
                     let history = self.histories.row(*user);
                     let ranking = Ranking::new(&background, score(history), history, listing.exclude_seen);
                     for (place, item) in (1..).zip(ranking.top(listing.k as usize)) {
-                        rows.push(*user, place, item, &ranking);
+                        rows.push(*user, place, item, ranking.standing(item));
                     }
                     let target = self.targets[*user];
                     match ranking.place(target) {
-                        Some(place) if place > listing.k => rows.push(*user, place, target, &ranking),
+                        Some(place) if place > listing.k => rows.push(*user, place, target, ranking.standing(target)),
                         _ => {}
                     }
                 }
@@ -257,49 +272,6 @@ impl<'a> Ranking<'a> {
 
     fn removed_where(&self, which: impl Fn(u32) -> bool) -> u32 {
         self.removed.iter().filter(|item| which(**item)).count() as u32
-    }
-}
-
-/// Columns of the output.
-#[derive(Default)]
-struct Ranked {
-    users: Vec<usize>,
-    ranks: Vec<u32>,
-    items: Vec<u32>,
-    scores: Vec<f64>,
-    better: Vec<u32>,
-    tied: Vec<u32>,
-}
-
-impl Ranked {
-    fn push(&mut self, user: usize, rank: u32, item: u32, ranking: &Ranking) {
-        let (score, better, tied) = ranking.standing(item);
-        self.users.push(user);
-        self.ranks.push(rank);
-        self.items.push(item);
-        self.scores.push(score);
-        self.better.push(better);
-        self.tied.push(tied);
-    }
-
-    fn batch(self, users: &StringArray, catalogue: &Catalogue) -> Result<RecordBatch> {
-        let ranks = Arc::new(UInt32Array::from(self.ranks));
-        Ok(RecordBatch::try_new(
-            Arc::new(Schema::new(schema::ranked())),
-            vec![
-                Arc::new(StringArray::from_iter_values(
-                    self.users.iter().map(|user| users.value(*user)),
-                )),
-                ranks.clone(),
-                Arc::new(StringArray::from_iter_values(
-                    self.items.iter().map(|item| catalogue.id(*item)),
-                )),
-                Arc::new(Float64Array::from(self.scores)),
-                Arc::new(UInt32Array::from(self.better)),
-                Arc::new(UInt32Array::from(self.tied)),
-                ranks,
-            ],
-        )?)
     }
 }
 

@@ -1,12 +1,16 @@
 //! The catalogue: item ids as dense numbers in natural order, so that numbers and ids sort alike.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use arrow::array::{Array, StringArray};
 use sluice_engine::table::Table;
 use sluice_engine::{Error, Result};
 
 use crate::schema::{self, ITEM_ID};
+
+/// Item ids in a model's folder.
+const FILE: &str = "items.json";
 
 /// Item ids in natural order, without repeats.
 pub struct Catalogue {
@@ -47,6 +51,28 @@ impl Catalogue {
     /// Whether there are no items.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    /// All ids, by number.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.ids.iter().map(String::as_str)
+    }
+
+    /// Writes the ids to a model's folder, for the rows of its item table.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let text = serde_json::to_string(&self.ids).map_err(|error| Error::internal(error.to_string()))?;
+        std::fs::write(&path, text + "\n").map_err(|error| Error::io("write", &path, &error))
+    }
+
+    /// Reads what [`Catalogue::save`] wrote.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, &error))?;
+        let ids: Vec<String> = serde_json::from_str(&text).map_err(|error| {
+            Error::data("bad-model-data", format!("{}: {error}", path.display())).hint("train the model again")
+        })?;
+        Ok(Self::of(ids.iter().map(String::as_str)))
     }
 
     /// The id of a number.

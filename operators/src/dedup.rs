@@ -1,17 +1,17 @@
 //! Drops rows that repeat an earlier (or precede a later) row in the columns that matter.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use arrow::array::BooleanArray;
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::DataType;
-use arrow::row::{RowConverter, SortField};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operator};
 use sluice_engine::table::Tables;
 use sluice_engine::{Error, Result};
 
+use crate::equal_rows::first_equal;
 use crate::schema::{ITEM_ID, TIMESTAMP, USER_ID};
 
 const INTERACTIONS: &str = "interactions";
@@ -87,19 +87,16 @@ impl Operator for Dedup {
             .map(|name| batch.column_by_name(name).cloned())
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::internal("a column of \"by\" is missing"))?;
-        let fields = columns
-            .iter()
-            .map(|column| SortField::new(column.data_type().clone()))
-            .collect();
-        let rows = RowConverter::new(fields)?.convert_columns(&columns)?;
-        let mut seen = HashSet::with_capacity(batch.num_rows());
-        let mut kept = vec![false; batch.num_rows()];
-        match self.keep {
-            Keep::First => (0..batch.num_rows()).for_each(|row| kept[row] = seen.insert(rows.row(row))),
-            Keep::Last => (0..batch.num_rows())
-                .rev()
-                .for_each(|row| kept[row] = seen.insert(rows.row(row))),
+        let first = first_equal(&columns)?;
+        // Of every row its duplicate that stays, by the first of them.
+        let mut stays = first.clone();
+        if self.keep == Keep::Last {
+            (0..).zip(&first).for_each(|(row, first)| stays[*first as usize] = row);
         }
+        let kept: Vec<bool> = (0..)
+            .zip(&first)
+            .map(|(row, first)| stays[*first as usize] == row)
+            .collect();
         Ok(Tables::out(filter_record_batch(&batch, &BooleanArray::from(kept))?))
     }
 

@@ -10,16 +10,18 @@ use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Operator};
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
-use sluice_gpu::bert::BertConfig;
-use sluice_gpu::encoder::{EncodeOptions, Pooling as EncoderPooling, TextEncoder};
-use tokenizers::Tokenizer;
+use sluice_gpu::encoder::{EncodeOptions, EncoderConfig, POOLING_FILE, Pooling as EncoderPooling, TextEncoder};
+use tokenizers::{Tokenizer, TruncationParams};
 
+use crate::checkpoints::{find, missing, weight_files};
 use crate::embed_tfidf_svd::embeddings;
 use crate::models;
 use crate::schema::{self, ITEM_ID, TEXT};
 use distinct::Distinct;
 
 const INPUT: &str = "input";
+const WITHOUT: &str =
+    "download it (\"sluice fetch NAME\") or give a folder below the data root; embed_tfidf_svd needs none";
 /// The most earlier results that are looked at.
 const EARLIER: usize = 8;
 /// Texts per call of the encoder: progress and interruption come in between.
@@ -36,11 +38,15 @@ const SHARE: usize = 1024;
 /// count rows `embedded`, `reused` from earlier results and `repeated`.
 ///
 /// # Source
-/// Sentence-BERT (Reimers and Gurevych, 2019): masked mean pooling over the last hidden state. The texts of GRID
-/// (arXiv 2507.22224) are cut at 128 tokens.
+/// Sentence-BERT (Reimers and Gurevych, 2019): masked mean pooling over the last hidden state. GRID (arXiv 2507.22224)
+/// takes the encoder of Flan-T5 that way, texts cut at 128 tokens. Qwen3 Embedding (arXiv 2506.05176) takes the last
+/// token of a decoder-only model.
 ///
 /// # Deviates
-/// The families are those of BERT; a checkpoint of another family is refused when the pipeline is checked.
+/// Families, by `model_type` in `config.json`: `bert`; `t5` (the encoder; also v1.1 and Flan-T5); `llama`, `qwen2` and
+/// `qwen3` (the language model without its head). Any other is refused when the pipeline is checked. Weights are
+/// converted to f32. Texts get no instruction before them, and of the modules of a sentence-transformers folder only
+/// the pooling is read: a dense layer behind it is not applied.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbedText {
@@ -48,11 +54,13 @@ pub struct EmbedText {
     /// below the data root; or the name of a model on the Hugging Face hub, if it was downloaded into the hub's cache.
     #[schemars(extend("x-required" = true))]
     pub model: String,
-    /// How the last hidden states become one vector.
+    /// How the last hidden states become one vector. `auto` does as `1_Pooling/config.json` in the checkpoint says;
+    /// without that file it is `last_token` for decoder-only models (`llama`, `qwen2`, `qwen3`), `mean` for the others.
     pub pooling: Pooling,
     /// Divide every embedding by its L2 norm.
     pub normalize: bool,
-    /// Texts are cut to this many tokens, the special ones included.
+    /// Texts are cut to this many tokens, the special ones included; 128 for all families. At most the positions of
+    /// the model, where it has any (`t5` has none).
     pub max_length: u32,
     /// `cpu`, `cuda`, `cuda:1` or `auto`.
     #[schemars(extend("x-resource" = true))]
@@ -63,6 +71,8 @@ pub struct EmbedText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
+    /// What the checkpoint says, or its family.
+    Auto,
     /// The mean over all tokens of the text.
     Mean,
     /// The first token.
@@ -75,7 +85,7 @@ impl Default for EmbedText {
     fn default() -> Self {
         EmbedText {
             model: String::new(),
-            pooling: Pooling::Mean,
+            pooling: Pooling::Auto,
             normalize: true,
             max_length: 128,
             device: "auto".to_string(),
@@ -98,14 +108,16 @@ impl Operator for EmbedText {
             binding.bad_value("max_length", "max_length wants room for two special tokens and a word");
         }
         let Some(folder) = find(&binding.path(&self.model), &self.model) else {
-            binding.problem("model", missing(&self.model, &binding.path(&self.model)));
+            let error = missing(&self.model, &binding.path(&self.model));
+            binding.problem("model", error.hint(WITHOUT));
             return Bound::whole().out(Shape::Unknown);
         };
         let mut files: Vec<PathBuf> = Vec::new();
         for name in ["config.json", "tokenizer.json"] {
             if !folder.join(name).is_file() {
                 let message = format!("the checkpoint \"{}\" has no {name}", folder.display());
-                binding.problem("model", Error::user("bad-checkpoint", message));
+                let hint = "the encoder and its tokenizer are saved by save_pretrained of transformers (AutoModel, AutoTokenizer)";
+                binding.problem("model", Error::user("bad-checkpoint", message).hint(hint));
             }
             files.push(folder.join(name));
         }
@@ -118,29 +130,31 @@ impl Operator for EmbedText {
             );
         }
         files.retain(|file| file.is_file());
-        let shape = match BertConfig::load(&folder) {
+        let shape = match EncoderConfig::load(&folder) {
             Ok(config) => {
-                if self.max_length as usize > config.max_position_embeddings {
-                    let message = format!(
-                        "the encoder has positions for {} tokens",
-                        config.max_position_embeddings
-                    );
-                    binding.bad_value("max_length", message);
+                if let Some(most) = config.max_positions().filter(|most| self.max_length as usize > *most) {
+                    binding.bad_value("max_length", format!("the encoder has positions for {most} tokens"));
                 }
-                Shape::table(schema::embeddings(config.hidden_size))
+                if let Err(error) = self.pooling(&config, &folder) {
+                    binding.problem("pooling", error);
+                }
+                Shape::table(schema::embeddings(config.dim()))
             }
             Err(error) => {
                 binding.problem("model", Error::user("bad-checkpoint", error.to_string()));
                 Shape::Unknown
             }
         };
+        if self.pooling == Pooling::Auto {
+            files.extend(Some(folder.join(POOLING_FILE)).filter(|file| file.is_file()));
+        }
         Bound::whole().out(shape).files(files)
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let folder = find(&context.path(&self.model), &self.model)
-            .ok_or_else(|| missing(&self.model, &context.path(&self.model)))?;
-        let width = BertConfig::load(&folder).map_err(|error| bad(&error))?.hidden_size;
+            .ok_or_else(|| missing(&self.model, &context.path(&self.model)).hint(WITHOUT))?;
+        let width = EncoderConfig::load(&folder).map_err(|error| bad(&error))?.dim();
         let batch = inputs.batch(INPUT)?;
         let mut distinct = Distinct::new(schema::strings(&batch, TEXT)?, width);
         let mut earlier = context.earlier.results().take(EARLIER);
@@ -168,28 +182,44 @@ impl Operator for EmbedText {
 }
 
 impl EmbedText {
+    /// How hidden states become one vector, for a checkpoint.
+    fn pooling(&self, config: &EncoderConfig, folder: &Path) -> Result<EncoderPooling> {
+        match self.pooling {
+            Pooling::Auto => config.pooling(folder).map_err(|error| {
+                let hint = "set pooling to \"mean\", \"cls\" or \"last_token\"";
+                Error::user("bad-checkpoint", error.to_string()).hint(hint)
+            }),
+            Pooling::Mean => Ok(EncoderPooling::Mean),
+            Pooling::Cls => Ok(EncoderPooling::Cls),
+            Pooling::LastToken => Ok(EncoderPooling::LastToken),
+        }
+    }
+
     /// Runs the encoder over texts that have no embedding yet.
     fn embed(&self, context: &Context, folder: &Path, distinct: &mut Distinct, missing: &[usize]) -> Result<()> {
         let mut tokenizer = Tokenizer::from_file(folder.join("tokenizer.json")).map_err(|error| bad(&error))?;
-        // The encoder cuts, so that the cut is the same for every tokenizer file, and nothing is padded.
+        // Nothing is padded, and the cut is that of the config, whatever the file says.
+        let cut = TruncationParams {
+            max_length: self.max_length as usize,
+            ..TruncationParams::default()
+        };
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| bad(&error))?;
+        tokenizer.with_truncation(Some(cut)).map_err(|error| bad(&error))?;
         let device = models::device(context, &self.device)?;
         let encoder = TextEncoder::load(folder, &device).map_err(|error| bad(&error))?;
         let options = EncodeOptions {
-            pooling: match self.pooling {
-                Pooling::Mean => EncoderPooling::Mean,
-                Pooling::Cls => EncoderPooling::Cls,
-                Pooling::LastToken => EncoderPooling::LastToken,
-            },
+            pooling: self.pooling(encoder.config(), folder)?,
             normalize: self.normalize,
-            max_length: self.max_length as usize,
         };
         let mut tokens = Vec::with_capacity(missing.len());
         for text in missing {
             let encoding = tokenizer
                 .encode_fast(distinct.text(*text), true)
                 .map_err(|error| bad(&error))?;
+            if encoding.is_empty() {
+                let message = format!("the text \"{}\" has no token", distinct.text(*text));
+                return Err(Error::data("empty-text", message).hint("leave out items without a text"));
+            }
             tokens.push(encoding.get_ids().to_vec());
         }
         // Shares of like length, so that a share's batches are even; results do not depend on the batch.
@@ -212,49 +242,6 @@ impl EmbedText {
 
 fn bad(error: &dyn std::fmt::Display) -> Error {
     Error::data("bad-checkpoint", error.to_string())
-}
-
-/// The folder of a checkpoint: as given, or the newest snapshot in the hub's cache.
-fn find(path: &Path, name: &str) -> Option<PathBuf> {
-    if !name.is_empty() && path.join("config.json").is_file() {
-        return Some(path.to_path_buf());
-    }
-    // The hub's cache is a fixed place under the home folder: models--OWNER--NAME/snapshots/REVISION.
-    let cache = dirs_home()?
-        .join(".cache/huggingface/hub")
-        .join(format!("models--{}", name.replace('/', "--")));
-    let revision = std::fs::read_to_string(cache.join("refs/main")).ok()?;
-    let folder = cache.join("snapshots").join(revision.trim());
-    folder.join("config.json").is_file().then_some(folder)
-}
-
-fn dirs_home() -> Option<PathBuf> {
-    std::env::home_dir()
-}
-
-fn missing(name: &str, path: &Path) -> Error {
-    Error::user("no-checkpoint", format!("no checkpoint \"{name}\""))
-        .detail(format!(
-            "looked for \"{}\" and in the Hugging Face cache",
-            path.join("config.json").display()
-        ))
-        .hint("download it (\"hf download NAME\") or give a folder below the data root; embed_tfidf_svd needs none")
-}
-
-fn weight_files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
-            name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
-        })
-        .collect();
-    files.sort();
-    files
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use sluice_engine::operator::{Binding, Bound, Context, Distribution, Input, Note
 use sluice_engine::table::Tables;
 use sluice_engine::{Error, Result};
 
+use crate::protocol;
 use crate::schema::{self, ITEM_ID, USER_ID};
 
 const INTERACTIONS: &str = "interactions";
@@ -62,7 +63,13 @@ impl Operator for FilterKcore {
         }
         binding.require(INTERACTIONS, &[(USER_ID, DataType::Utf8), (ITEM_ID, DataType::Utf8)]);
         let sides = vec![vec![USER_ID.to_string()], vec![ITEM_ID.to_string()]];
-        Bound::new(Distribution::Fixpoint(INTERACTIONS.into(), sides)).out(binding.shape(INTERACTIONS))
+        let (of_users, of_items) = (self.user_k.unwrap_or(self.k), self.item_k.unwrap_or(self.k));
+        Bound::new(Distribution::Fixpoint(INTERACTIONS.into(), sides))
+            .out(binding.shape(INTERACTIONS))
+            .fact(
+                protocol::FILTER,
+                format!("{of_users}-core of users, {of_items}-core of items"),
+            )
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {

@@ -12,14 +12,17 @@ use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 use sluice_gpu::beam::{BeamOptions, Hypothesis, Normalisation as GpuNormalisation, beam_search, beam_search_on};
 use sluice_gpu::ops::Stock;
-use sluice_gpu::tiger::Tiger;
+use sluice_gpu::tiger::{Inputs, Tiger};
 
 use crate::models::{self, SemanticIds, encode_histories, explain, user_number};
+use crate::protocol;
+use crate::quantizers::require_embeddings;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
 
 const MODEL: &str = "model";
 const HISTORIES: &str = "histories";
 const SEMANTIC_IDS: &str = "semantic_ids";
+const VECTORS: &str = "vectors";
 /// Users per call: progress and interruption come in between. Results do not depend on it.
 const SHARE: usize = 512;
 
@@ -27,7 +30,8 @@ const SHARE: usize = 512;
 ///
 /// # In
 /// `model`: the folder of `train_tiger`. `histories`: evaluation rows; the target is not looked at. `semantic_ids`: the
-/// catalogue, which may hold items that the model was not trained on.
+/// catalogue, which may hold items that the model was not trained on. `vectors`: those of its items, for a model that was
+/// trained with `vectors`, of the same kind.
 ///
 /// # Out
 /// `out`: ranked items, `user_id, rank, item_id, score` (log-probability), `better, tied` (items with a higher or the same
@@ -38,11 +42,14 @@ const SHARE: usize = 512;
 /// an id that is no item.
 ///
 /// # Deviates
-/// TIGER searches freely and counts illegal ids; here there are none. A beam wider than the catalogue ranks all of it.
+/// TIGER searches freely and counts illegal ids; here there are none. `search: exact` keeps every prefix of the catalogue:
+/// the reference that a beam approximates, at about the cost of a beam as wide as the catalogue.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateTiger {
-    /// Semantic ids kept per user.
+    /// Keep the best prefixes, or all of them.
+    pub search: Search,
+    /// Semantic ids kept per user; `exact` keeps all.
     pub beam_width: u32,
     /// Items listed per user at most (those tied with the last one are listed too); null for all that were found.
     pub k: Option<u32>,
@@ -53,6 +60,16 @@ pub struct GenerateTiger {
     /// `cpu`, `cuda`, `cuda:1` or `auto`.
     #[schemars(extend("x-resource" = true))]
     pub device: String,
+}
+
+/// Which prefixes of semantic ids are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Search {
+    /// The best `beam_width` of every level.
+    Beam,
+    /// All: every item of the catalogue gets its exact score.
+    Exact,
 }
 
 /// What the probabilities of a step are normalised over.
@@ -68,6 +85,7 @@ pub enum Normalisation {
 impl Default for GenerateTiger {
     fn default() -> Self {
         GenerateTiger {
+            search: Search::Beam,
             beam_width: 20,
             k: None,
             exclude_seen: false,
@@ -87,6 +105,10 @@ impl Operator for GenerateTiger {
             "evaluation rows: user_id, sequence, target (split_leave_one_out.test)",
         ),
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
+        Input::optional(
+            VECTORS,
+            "the vectors that the model was trained with: item_id, embedding",
+        ),
     ];
 
     fn determinism(&self) -> Determinism {
@@ -94,20 +116,7 @@ impl Operator for GenerateTiger {
     }
 
     fn bind(&self, binding: &Binding) -> Bound {
-        match binding.shape(MODEL) {
-            Shape::Folder(layout) if layout != "tiger" => {
-                binding.input_problem(
-                    MODEL,
-                    Error::user("wrong-model", format!("this is a {layout} model, not tiger")),
-                );
-            }
-            Shape::Table(_) => binding.input_problem(
-                MODEL,
-                Error::user("wrong-input", "input \"model\" wants a model, this is a table")
-                    .hint("name the stage of train_tiger, without a port"),
-            ),
-            _ => {}
-        }
+        models::require_model(binding, MODEL, "tiger", "train_tiger");
         binding.require(
             HISTORIES,
             &[
@@ -129,7 +138,19 @@ impl Operator for GenerateTiger {
         if self.k == Some(0) {
             binding.bad_value("k", "k must be positive");
         }
-        Bound::whole().out(Shape::table(schema::ranked()))
+        if self.search == Search::Exact && self.k.is_none() {
+            binding.bad_value(
+                "search",
+                "every item is scored for every user: say by \"k\" how many are listed",
+            );
+        }
+        if binding.has(VECTORS) {
+            require_embeddings(binding, VECTORS);
+        }
+        Bound::whole()
+            .out(Shape::table(schema::ranked()))
+            .fact(protocol::SEEN, protocol::seen(self.exclude_seen))
+            .apart(VECTORS)
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
@@ -152,6 +173,21 @@ impl Operator for GenerateTiger {
             ))
             .hint("connect the semantic ids that the samples were tokenized with"));
         }
+        let vectors = match (inputs.has(VECTORS), model.config().vector_dim) {
+            (false, 0) => None,
+            (true, 1..) => Some(models::item_vectors(inputs.table(VECTORS)?, &ids)?),
+            (true, 0) => {
+                let error = Error::data("other-vectors", "the model was trained without item vectors");
+                return Err(error.hint("leave out \"vectors\", or give them to train_tiger too"));
+            }
+            (false, 1..) => {
+                let error = Error::data(
+                    "other-vectors",
+                    "the model was trained with item vectors, here are none",
+                );
+                return Err(error.hint("connect as \"vectors\" what train_tiger got"));
+            }
+        };
         let coded = encode_histories(inputs.table(HISTORIES)?, &ids)?;
         let seen = if self.exclude_seen {
             Some(seen_items(&inputs)?)
@@ -159,7 +195,10 @@ impl Operator for GenerateTiger {
             None
         };
         let options = BeamOptions {
-            width: self.beam_width as usize,
+            width: match self.search {
+                Search::Beam => self.beam_width as usize,
+                Search::Exact => ids.trie.leaves(),
+            },
             normalisation: match self.normalisation {
                 Normalisation::Codebook => GpuNormalisation::Codebook,
                 Normalisation::Children => GpuNormalisation::Children,
@@ -178,10 +217,14 @@ impl Operator for GenerateTiger {
             context.check_cancelled()?;
             let end = (start + SHARE).min(total);
             let histories: Vec<&[u16]> = (start..end).map(|row| coded.histories.get(row)).collect();
-            let users = with_users.then_some(&numbers[start..end]);
+            let inputs = Inputs {
+                histories: &histories,
+                users: with_users.then_some(&numbers[start..end]),
+                vectors: vectors.as_deref(),
+            };
             let found = match &mut stock {
-                None => beam_search(&model, &ids.trie, &histories, users, &options),
-                Some(stock) => beam_search_on(stock, model.config(), &ids.trie, &histories, users, &options),
+                None => beam_search(&model, &ids.trie, &inputs, &options),
+                Some(stock) => beam_search_on(stock, model.config(), &ids.trie, &inputs, &options),
             };
             for (row, beams) in (start..end).zip(found.map_err(explain)?) {
                 let seen = seen.as_ref().map(|seen| &seen[row]);

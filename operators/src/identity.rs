@@ -7,15 +7,31 @@ use sluice_engine::key;
 use sluice_engine::operator::Entry;
 
 /// Fields that stay out of the key. Whoever marks another one has to enter it here: it must not change results.
-const RESOURCES: [&str; 3] = ["embed_text.device", "generate_tiger.device", "train_tiger.device"];
+const RESOURCES: [&str; 8] = [
+    "embed_text.device",
+    "generate_llm.device",
+    "generate_tiger.device",
+    "rank_sasrec.device",
+    "train_llm.activation_checkpointing",
+    "train_llm.device",
+    "train_sasrec.device",
+    "train_tiger.device",
+];
 
 /// Fields that say how far to go.
-const EXTENTS: [&str; 2] = ["train_tiger.max_epochs", "train_tiger.max_steps"];
+const EXTENTS: [&str; 6] = [
+    "train_llm.max_epochs",
+    "train_llm.max_steps",
+    "train_sasrec.max_epochs",
+    "train_sasrec.max_steps",
+    "train_tiger.max_epochs",
+    "train_tiger.max_steps",
+];
 
 /// What a field without a default is given, by operator and field.
 fn required(operator: &str, field: &str) -> Value {
     match (operator, field) {
-        (_, "path" | "model") => "file".into(),
+        (_, "path" | "model" | "tokenizer") => "file".into(),
         (_, "query") => "SELECT 1 AS a".into(),
         _ => panic!("\"{operator}\" has a new required field \"{field}\": give it a value here"),
     }
@@ -72,7 +88,7 @@ fn others(schema: &Value, root: &Value, now: &Value) -> Vec<Value> {
             "null" => found.push(Value::Null),
             "boolean" => found.extend([true.into(), false.into()]),
             "integer" => found.push(now.as_u64().map_or(7, |number| number + 1).into()),
-            "number" => found.push(now.as_f64().map_or(0.5, |number| number / 2.0 + 0.125).into()),
+            "number" => found.push(now.as_f64().map_or(0.5, |number| number / 2.0 + 0.0625).into()),
             "string" if schema.get("enum").is_none() && schema.get("const").is_none() => {
                 found.push(format!("{}x", now.as_str().unwrap_or_default()).into());
             }
@@ -80,6 +96,10 @@ fn others(schema: &Value, root: &Value, now: &Value) -> Vec<Value> {
                 for (name, property) in schema["properties"].as_object().into_iter().flatten() {
                     let values = others(property, root, &Value::Null).into_iter();
                     found.extend(values.take(1).map(|value| json!({ name: value })));
+                }
+                if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
+                    let values = others(values, root, &Value::Null).into_iter();
+                    found.extend(values.take(1).map(|value| json!({ "x": value })));
                 }
             }
             "array" => {

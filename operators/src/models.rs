@@ -1,12 +1,14 @@
 //! Between tables and models: semantic ids as a trie, histories as codes, errors of models as errors of the house.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
-use sluice_engine::operator::{Context, Determinism};
-use sluice_engine::table::Table;
+use sluice_engine::operator::{Binding, Context, Determinism};
+use sluice_engine::table::{Shape, Table};
 use sluice_engine::{Error, Result};
 use sluice_gpu::samples::Ragged;
+use sluice_gpu::tiger::ItemVectors;
 use sluice_gpu::trie::Trie;
 
 use crate::schema::{self, CODEBOOK_SIZES, ITEM_ID, SEMANTIC_ID, SEQUENCE, USER_ID};
@@ -83,6 +85,31 @@ impl SemanticIds {
     }
 }
 
+/// The vectors of a catalogue's items, from a table of embeddings, to be injected into a model.
+pub fn item_vectors(table: &Table, ids: &SemanticIds) -> Result<Arc<ItemVectors>> {
+    let mut rows: HashMap<String, Vec<f32>> = HashMap::new();
+    let mut dim = 0;
+    for batch in table.batches()? {
+        let batch = batch?;
+        let (values, width) = schema::embedding_values(&batch)?;
+        dim = width;
+        let items = schema::strings(&batch, ITEM_ID)?;
+        let vectors = values.chunks_exact(width.max(1)).map(<[f32]>::to_vec);
+        rows.extend(items.iter().flatten().map(str::to_string).zip(vectors));
+    }
+    let without: Vec<&String> = ids.items.iter().filter(|item| !rows.contains_key(*item)).collect();
+    if let Some(first) = without.first() {
+        return Err(Error::data(
+            "no-vector",
+            format!("item \"{first}\" has a semantic id, but no vector"),
+        )
+        .detail(format!("{} of {} items have none", without.len(), ids.items.len()))
+        .hint("connect embeddings of the whole catalogue: those that were quantized, or those of train_sasrec"));
+    }
+    let vectors: Vec<f32> = ids.items.iter().flat_map(|item| &rows[item]).copied().collect();
+    Ok(Arc::new(ItemVectors::new(&ids.trie, &vectors, dim).map_err(explain)?))
+}
+
 /// Histories of evaluation rows as codes.
 pub struct CodedHistories {
     /// User ids.
@@ -136,6 +163,25 @@ pub fn encode_histories(table: &Table, ids: &SemanticIds) -> Result<CodedHistori
 /// A user id as the number that user tokens are hashed from: the same on every machine.
 pub fn user_number(user: &str) -> u64 {
     sluice_engine::random::Random::new(0, "user", user).key()
+}
+
+/// Requires a model folder of a layout, as the operator `from` makes it.
+pub fn require_model(binding: &Binding, port: &str, wanted: &str, from: &str) {
+    match binding.shape(port) {
+        Shape::Folder(layout) if layout != wanted => binding.input_problem(
+            port,
+            Error::user("wrong-model", format!("this is a {layout} model, not {wanted}")),
+        ),
+        Shape::Table(_) => binding.input_problem(
+            port,
+            Error::user(
+                "wrong-input",
+                format!("input \"{port}\" wants a model, this is a table"),
+            )
+            .hint(format!("name the stage of {from}, without a port")),
+        ),
+        _ => {}
+    }
 }
 
 /// The device of a resource field. `auto` takes the first GPU that the stage was given, else a GPU if there is one.

@@ -1,22 +1,17 @@
 //! Semantic ids by residual k-means.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float64Array, RecordBatch, UInt16Array, UInt32Array};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::Array;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operator};
-use sluice_engine::table::{Shape, Table, Tables};
-use sluice_engine::{Error, Result};
+use sluice_engine::Result;
+use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, Operator};
+use sluice_engine::table::Tables;
 use sluice_gpu::kmeans::{Buffer, Schedule};
-use sluice_gpu::residual::{self, ResidualConfig};
+use sluice_gpu::residual::{self, ResidualConfig, ResidualDistances};
 
-use crate::schema::{self, EMBEDDING, ITEM_ID};
-
-const INPUT: &str = "input";
-const LEVELS: &str = "levels";
+use crate::quantizers::{self, CODEBOOKS, Collisions, INPUT, Levels};
 
 /// Quantizes embeddings to semantic ids by residual k-means: each level clusters what the levels before it left over.
 ///
@@ -24,15 +19,18 @@ const LEVELS: &str = "levels";
 /// `input`: `item_id`, `embedding`.
 ///
 /// # Out
-/// `out`: `item_id`, `semantic_id` (a code per level, then the collision code). `levels`: `level`, `input_mse`, `mse` (mean
-/// squared norm of the residual before and after the level), `iterations`, `converged`, `used` (codes in use).
+/// `out`: `item_id`, `semantic_id` (a code per level, then the collision code if there is one). `levels`: `level`,
+/// `input_mse`, `mse` (mean squared norm of the residual before and after the level), `iterations`, `converged`, `used`
+/// (codes in use). `codebooks`: a folder with `config.json` and `model.safetensors` (`codebook.0` .. [entries, width]).
 ///
 /// # Source
 /// GRID (arXiv 2507.22224): residuals L2-normalised before every level, k-means++ on a buffer of rows, `mini_batch`:
-/// about 8 updates of 2,048 rows. Collision codes: GRID; a unique id gets 0, n items that collide get 1..n in table order.
+/// about 8 updates of 2,048 rows. Collision codes: GRID.
 ///
 /// # Deviates
-/// `lloyd`, the default, runs to convergence, which lowers the error; `mini_batch` is GRID's own.
+/// `lloyd`, the default, runs to convergence, which lowers the error; `mini_batch` is GRID's own. `beam` and `balance` are
+/// additions: with a beam, items are encoded again after all codebooks are fitted; under a balance, items and centres
+/// settle together, each item as near as it can be where none would rather swap (Gale and Shapley 1962).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuantizeRkmeans {
@@ -54,8 +52,13 @@ pub struct QuantizeRkmeans {
     pub init_rows: Option<u32>,
     /// L2-normalise the residual before every level, the embedding too.
     pub normalize_residuals: bool,
-    /// Append a collision code, which makes every semantic id unique.
-    pub collision_code: bool,
+    /// Partial codes kept per item while it is encoded; 1 takes the nearest entry of each level. More never raises an
+    /// item's error.
+    pub beam: u32,
+    /// No entry gets more items than this times the average, rounded up; null sets no limit. Not with a beam.
+    pub balance: Option<f64>,
+    /// What becomes of items that share all their codes.
+    pub collisions: Collisions,
     /// Accept fewer distinct rows than codebook entries; the surplus stays unused.
     pub allow_fewer_items: bool,
 }
@@ -82,7 +85,9 @@ impl Default for QuantizeRkmeans {
             batch_rows: 2048,
             init_rows: Some(3072),
             normalize_residuals: true,
-            collision_code: true,
+            beam: 1,
+            balance: None,
+            collisions: Collisions::CollisionCode,
             allow_fewer_items: false,
         }
     }
@@ -90,69 +95,35 @@ impl Default for QuantizeRkmeans {
 
 impl Operator for QuantizeRkmeans {
     const NAME: &'static str = "quantize_rkmeans";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "embeddings with item_id and embedding")];
 
     fn bind(&self, binding: &Binding) -> Bound {
-        binding.require(INPUT, &[(ITEM_ID, DataType::Utf8)]);
-        if let Some(schema) = binding.schema(INPUT) {
-            match schema.field_with_name(EMBEDDING).map(|field| field.data_type().clone()) {
-                Ok(DataType::FixedSizeList(item, _)) if item.data_type() == &DataType::Float32 => {}
-                Ok(other) => binding.input_problem(
-                    INPUT,
-                    Error::user(
-                        "wrong-type",
-                        format!("column \"{EMBEDDING}\" is {other}, not a list of Float32 of fixed size"),
-                    ),
-                ),
-                Err(_) => binding.missing_column(INPUT, EMBEDDING),
-            }
-        }
-        if !(1..=16).contains(&self.num_codebooks) {
-            binding.bad_value(
-                "num_codebooks",
-                format!("num_codebooks is {}, not in 1..=16", self.num_codebooks),
-            );
-        }
-        if !(1..=65_535).contains(&self.codebook_size) {
-            binding.bad_value(
-                "codebook_size",
-                format!("codebook_size is {}, not in 1..=65535", self.codebook_size),
-            );
-        }
         if self.algorithm == Algorithm::Lloyd && self.max_iterations == 0 {
             binding.bad_value("max_iterations", "max_iterations must be positive");
         }
         if self.algorithm == Algorithm::MiniBatch && (self.updates == 0 || self.batch_rows == 0) {
             binding.bad_value("updates", "updates and batch_rows must be positive");
         }
-        let sizes = vec![self.codebook_size as usize; self.num_codebooks as usize];
-        Bound::whole()
-            .out(Shape::table(schema::semantic_ids(&sizes, self.collision_code)))
-            .output(LEVELS, Shape::table(level_fields()))
+        if !(1..=1024).contains(&self.beam) {
+            binding.bad_value("beam", format!("beam is {}, not in 1..=1024", self.beam));
+        }
+        if let Some(balance) = self.balance {
+            if !balance.is_finite() || balance < 1.0 {
+                binding.bad_value("balance", format!("balance is {balance}, it must be at least 1"));
+            }
+            if self.beam > 1 {
+                binding.bad_value("beam", "a beam would undo the balance; set beam: 1 or balance: null");
+            }
+        }
+        self.levels().bind(binding)
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let batch = inputs.batch(INPUT)?;
-        let items = schema::strings(&batch, ITEM_ID)?;
-        let (rows, width) = schema::embedding_values(&batch)?;
-        if items.is_empty() {
-            return Err(Error::data("empty-catalogue", "there is no item to quantize"));
-        }
-        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
-            let (row, dimension) = (at / width, at % width);
-            return Err(Error::data(
-                "not-a-number",
-                format!(
-                    "the embedding of item \"{}\" is {} in dimension {dimension}",
-                    items.value(row),
-                    rows[at]
-                ),
-            )
-            .hint("look at the stage that made the embeddings"));
-        }
-        let sizes = vec![self.codebook_size as usize; self.num_codebooks as usize];
+        let (items, rows, width) = quantizers::read_embeddings(&batch)?;
+        let sizes = self.levels().sizes();
         let config = ResidualConfig {
             codebook_sizes: sizes.clone(),
             normalize_residuals: self.normalize_residuals,
@@ -171,81 +142,55 @@ impl Operator for QuantizeRkmeans {
                 .map_or(Buffer::All, |rows| Buffer::Sampled(rows as usize)),
             seed: context.random("centres").key(),
             allow_fewer_distinct: self.allow_fewer_items,
+            beam: self.beam as usize,
+            balance: self.balance,
         };
-        let levels = sizes.len();
         let fit = residual::fit(rows, width, &config, |level, report| {
-            context.progress(level as u64 + 1, Some(levels as u64), "levels", &[("mse", report.mse)]);
+            let (done, total) = (level as u64 + 1, Some(sizes.len() as u64));
+            context.progress(done, total, "levels", &[("mse", report.mse)]);
         })
         .map_err(|error| {
-            Error::data("quantize", error.to_string())
-                .detail(format!("{} items, {} entries a level", items.len(), self.codebook_size))
+            quantizers::failed(error, items.len(), self.levels())
                 .hint("lower codebook_size, or set allow_fewer_items: true")
         })?;
-        let mut codes: Vec<Vec<u32>> = fit.codes_nc.chunks_exact(levels).map(<[u32]>::to_vec).collect();
-        if self.collision_code {
-            let collisions =
-                residual::collision_codes(&fit.codes_nc, levels).map_err(|error| Error::internal(error.to_string()))?;
-            for (row, code) in codes.iter_mut().zip(&collisions.codes_n) {
-                row.push(*code);
-            }
-        }
-        let width = levels + usize::from(self.collision_code);
-        let flat = codes.into_iter().flatten().map(|code| {
-            u16::try_from(code)
-                .map_err(|_| Error::data("too-many-collisions", format!("collision code {code} is above 65535")))
+        let distances = ResidualDistances {
+            quantizer: &fit.quantizer,
+            rows_nd: rows,
+        };
+        let tables = self.levels().tables(items, fit.codes_nc, &distances, &fit.levels)?;
+        let config = serde_json::json!({
+            "quantizer": "rkmeans",
+            "dim": width,
+            "codebook_sizes": sizes,
+            "normalize_residuals": self.normalize_residuals,
         });
-        let flat = UInt16Array::from(flat.collect::<Result<Vec<u16>>>()?);
-        let field = Arc::new(Field::new_list_field(DataType::UInt16, false));
-        let ids = FixedSizeListArray::try_new(field, width as i32, Arc::new(flat), None)?;
-        let schema = Schema::new(schema::semantic_ids(&sizes, self.collision_code));
-        let columns: Vec<ArrayRef> = vec![Arc::new(items.clone()), Arc::new(ids)];
-        let out = RecordBatch::try_new(Arc::new(schema), columns)?;
-        let reports = &fit.levels;
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt32Array::from_iter_values(0..levels as u32)),
-            Arc::new(Float64Array::from_iter_values(
-                reports.iter().map(|report| report.input_mse),
-            )),
-            Arc::new(Float64Array::from_iter_values(reports.iter().map(|report| report.mse))),
-            Arc::new(UInt32Array::from_iter_values(
-                reports.iter().map(|report| report.iterations as u32),
-            )),
-            Arc::new(arrow::array::BooleanArray::from_iter(
-                reports.iter().map(|report| Some(report.converged)),
-            )),
-            Arc::new(UInt32Array::from_iter_values(
-                reports.iter().map(|report| report.used as u32),
-            )),
-        ];
-        let table = RecordBatch::try_new(Arc::new(Schema::new(level_fields())), columns)?;
-        Ok(Tables::out(out).with(LEVELS, Table::new(table)))
+        let codebooks = quantizers::save_codebooks(context, &fit.quantizer.weights(), &config)?;
+        Ok(tables.with(CODEBOOKS, codebooks))
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
-        let levels = outputs.batch(LEVELS)?;
-        let mse = schema::numbers::<arrow::datatypes::Float64Type>(&levels, "mse")?;
-        let mut notes = Notes::new();
-        notes.insert("items".into(), outputs.table(OUT)?.rows()?.into());
-        notes.insert("mse".into(), format!("{:.4}", mse.value(mse.len() - 1)).into());
-        Ok(notes)
+        quantizers::notes(outputs)
     }
 }
 
-fn level_fields() -> Vec<Field> {
-    vec![
-        Field::new("level", DataType::UInt32, false),
-        Field::new("input_mse", DataType::Float64, false),
-        Field::new("mse", DataType::Float64, false),
-        Field::new("iterations", DataType::UInt32, false),
-        Field::new("converged", DataType::Boolean, false),
-        Field::new("used", DataType::UInt32, false),
-    ]
+impl QuantizeRkmeans {
+    fn levels(&self) -> Levels {
+        Levels {
+            num_codebooks: self.num_codebooks,
+            codebook_size: self.codebook_size,
+            collisions: self.collisions,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::RecordBatch;
+    use sluice_engine::operator::OUT;
+    use sluice_engine::text;
+
     use super::*;
-    use sluice_engine::{harness, text};
+    use crate::{schema, testdata};
 
     fn four() -> RecordBatch {
         text::parse("item_id embedding:[f32;2]\n a 1,0\n b 0.99,0.1\n c 0,1\n d 0,1").unwrap()
@@ -258,7 +203,7 @@ mod tests {
             codebook_size: 2,
             ..Default::default()
         };
-        let out = harness::run(&operator, &[("input", four())])
+        let out = testdata::run(&operator, &[("input", four())])
             .unwrap()
             .batch(OUT)
             .unwrap();
@@ -270,13 +215,65 @@ mod tests {
     }
 
     #[test]
+    fn colliding_items_move_or_share_as_asked() {
+        let ids = |collisions, codebook_size| {
+            let operator = QuantizeRkmeans {
+                num_codebooks: 2,
+                codebook_size,
+                allow_fewer_items: true,
+                collisions,
+                ..Default::default()
+            };
+            let out = testdata::run(&operator, &[("input", four())])?.batch(OUT)?;
+            let field = out.schema().field(1).clone();
+            assert_eq!(schema::semantic_id_levels(&field), Some((2, false)));
+            let (codes, _) = schema::semantic_id_codes(&out)?;
+            Ok::<_, sluice_engine::Error>(codes.chunks(2).map(<[u16]>::to_vec).collect::<Vec<_>>())
+        };
+        let shared = ids(Collisions::None, 2).unwrap();
+        assert_eq!(shared[2], shared[3]);
+        let moved = ids(Collisions::NearestFree, 2).unwrap();
+        assert_eq!(shared[..3], moved[..3]);
+        assert_eq!((shared[3][0], shared[3][1]), (moved[3][0], 1 - moved[3][1]));
+        let error = ids(Collisions::NearestFree, 1).err().unwrap();
+        assert_eq!(error.code, "too-many-items");
+        assert!(
+            error.to_string().contains("4 rows cannot have different codes"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_balance_and_a_beam_exclude_each_other() {
+        let operator = QuantizeRkmeans {
+            codebook_size: 2,
+            balance: Some(1.0),
+            beam: 2,
+            ..Default::default()
+        };
+        let error = testdata::run(&operator, &[("input", four())]).err().unwrap();
+        assert!(error.to_string().contains("a beam would undo the balance"), "{error}");
+        let balanced = QuantizeRkmeans {
+            num_codebooks: 1,
+            beam: 1,
+            ..operator
+        };
+        let out = testdata::run(&balanced, &[("input", four())])
+            .unwrap()
+            .batch(OUT)
+            .unwrap();
+        let (codes, _) = schema::semantic_id_codes(&out).unwrap();
+        assert_eq!(codes.iter().step_by(2).filter(|code| **code == 0).count(), 2);
+    }
+
+    #[test]
     fn fewer_items_than_entries_are_an_error() {
         let operator = QuantizeRkmeans {
             num_codebooks: 1,
             codebook_size: 8,
             ..Default::default()
         };
-        let error = harness::run(&operator, &[("input", four())]).unwrap_err();
+        let error = testdata::run(&operator, &[("input", four())]).err().unwrap();
         assert_eq!(error.code, "quantize");
         assert!(error.to_string().contains("allow_fewer_items"), "{error}");
     }
@@ -289,13 +286,15 @@ mod tests {
             codebook_size: 2,
             ..Default::default()
         };
-        let error = harness::run(&operator, &[("input", batch)]).unwrap_err();
+        let error = testdata::run(&operator, &[("input", batch)]).err().unwrap();
         assert!(error.message.contains("item \"b\" is NaN in dimension 1"), "{error}");
     }
 
     #[test]
     fn an_empty_catalogue_is_an_error() {
-        let error = harness::run(&QuantizeRkmeans::default(), &[("input", four().slice(0, 0))]).unwrap_err();
+        let error = testdata::run(&QuantizeRkmeans::default(), &[("input", four().slice(0, 0))])
+            .err()
+            .unwrap();
         assert_eq!(error.code, "empty-catalogue");
     }
 }

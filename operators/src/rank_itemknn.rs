@@ -60,7 +60,7 @@ impl Operator for RankItemknn {
         if !(self.shrink >= 0.0 && self.shrink.is_finite()) {
             binding.bad_value("shrink", "\"shrink\" must be a finite number, 0 or more");
         }
-        baseline::bind(binding, self.k)
+        baseline::bind(binding, self.k, self.exclude_seen)
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {

@@ -59,7 +59,7 @@ impl Operator for RankMarkov {
     const INPUTS: &'static [Input] = baseline::INPUTS;
 
     fn bind(&self, binding: &Binding) -> Bound {
-        baseline::bind(binding, self.k)
+        baseline::bind(binding, self.k, self.exclude_seen)
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {

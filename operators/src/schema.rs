@@ -237,14 +237,26 @@ pub fn semantic_id_codes(batch: &RecordBatch) -> Result<(&[u16], usize)> {
     ))
 }
 
-/// Order of ids: integers as integers (`9 < 10`), everything else as text; integers before text.
-pub fn natural_order(a: &str, b: &str) -> Ordering {
-    match (integer(a), integer(b)) {
-        (Some(x), Some(y)) => x.cmp(&y).then_with(|| a.cmp(b)),
-        (Some(_), None) => Ordering::Less,
-        (None, Some(_)) => Ordering::Greater,
-        (None, None) => a.cmp(b),
+/// An id as ids are ordered: integers as integers (`9 < 10`), everything else as text; integers before text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NaturalKey<'a> {
+    /// Up to 18 digits, and how they are written.
+    Integer(u64, &'a str),
+    /// Anything else.
+    Text(&'a str),
+}
+
+/// What an id is ordered by.
+pub fn natural_key(id: &str) -> NaturalKey<'_> {
+    match integer(id) {
+        Some(number) => NaturalKey::Integer(number, id),
+        None => NaturalKey::Text(id),
     }
+}
+
+/// Order of ids, see [`NaturalKey`]. To sort many, compare keys that are made once.
+pub fn natural_order(a: &str, b: &str) -> Ordering {
+    natural_key(a).cmp(&natural_key(b))
 }
 
 fn integer(text: &str) -> Option<u64> {

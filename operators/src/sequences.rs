@@ -29,7 +29,7 @@ pub fn require_timed_targets(binding: &Binding, port: &str) {
 }
 
 /// Requires a list column, whether or not its elements may be null.
-fn require_list(binding: &Binding, port: &str, name: &str, item: &DataType) {
+pub fn require_list(binding: &Binding, port: &str, name: &str, item: &DataType) {
     let Some(schema) = binding.schema(port) else { return };
     match schema.field_with_name(name).map(|field| field.data_type()) {
         Err(_) => binding.missing_column(port, name),

@@ -1,19 +1,25 @@
 //! Splits every user's interactions in time: the last for test, the one before for validation, the rest to train.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringArray, StringBuilder, TimestampMillisecondBuilder};
+use arrow::array::{
+    Array, ArrayRef, ListArray, MutableArrayData, RecordBatch, StringArray, TimestampMillisecondArray, UInt32Array,
+    make_array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::Result;
 use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
+use sluice_engine::{Error, Result};
 
 pub use crate::chronology::Ties;
-use crate::chronology::{self, Event};
-use crate::schema;
+use crate::chronology::{self, Users};
+use crate::{protocol, schema};
 
 const INTERACTIONS: &str = "interactions";
 const TRAIN: &str = "train";
@@ -76,27 +82,38 @@ impl Operator for SplitLeaveOneOut {
             .output(TRAIN, Shape::table(schema::sequences()))
             .output(VALID, Shape::table(schema::evaluation()))
             .output(TEST, Shape::table(schema::evaluation()))
+            .fact(
+                protocol::SPLIT,
+                format!("leave one out, users of {} items or more", self.min_items),
+            )
+            .fact(protocol::TIES, self.ties.name())
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let batch = inputs.batch(INTERACTIONS)?;
         let random = context.random("ties");
-        let (mut train, mut valid, mut test) = (Part::default(), Part::default(), Part::default());
-        for (user, mut events) in chronology::users(&batch)? {
-            chronology::sort_by_time(user, &mut events, self.ties, random);
-            let n = events.len();
-            if n < self.min_items as usize {
-                train.push(user, &events, None);
-            } else {
-                train.push(user, &events[..n - 2], None);
-                valid.push(user, &events[..n - 2], Some(events[n - 2]));
-                test.push(user, &events[..n - 1], Some(events[n - 1]));
-            }
+        let mut users = chronology::users(&batch)?;
+        for (user, events) in users.iter_mut() {
+            chronology::sort_by_time(user, events, self.ties, random);
         }
+        let (mut train, mut valid, mut test) = (Part::default(), Part::default(), Part::default());
+        let mut start = 0;
+        for (user, (_, events)) in users.iter().enumerate() {
+            let end = start + events.len();
+            if events.len() < self.min_items as usize {
+                train.push(user, start..end);
+            } else {
+                train.push(user, start..end - 2);
+                valid.push(user, start..end - 2);
+                test.push(user, start..end - 1);
+            }
+            start = end;
+        }
+        let ordered = Ordered::new(&users);
         Ok(Tables::new()
-            .with(TRAIN, train.table(schema::sequences())?)
-            .with(VALID, valid.table(schema::evaluation())?)
-            .with(TEST, test.table(schema::evaluation())?))
+            .with(TRAIN, train.table(&ordered, schema::sequences())?)
+            .with(VALID, valid.table(&ordered, schema::evaluation())?)
+            .with(TEST, test.table(&ordered, schema::evaluation())?))
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
@@ -109,58 +126,70 @@ impl Operator for SplitLeaveOneOut {
     }
 }
 
-/// The rows of one output port.
-struct Part {
-    users: StringBuilder,
-    items: ListBuilder<StringBuilder>,
-    times: ListBuilder<TimestampMillisecondBuilder>,
-    targets: StringBuilder,
-    target_times: TimestampMillisecondBuilder,
+/// All users, and the items and times of their interactions one after the other.
+struct Ordered {
+    users: StringArray,
+    items: StringArray,
+    times: TimestampMillisecondArray,
 }
 
-impl Default for Part {
-    fn default() -> Self {
-        let times = || TimestampMillisecondBuilder::new().with_data_type(schema::timestamp_type());
-        Part {
-            users: StringBuilder::new(),
-            items: ListBuilder::new(StringBuilder::new()).with_field(Field::new_list_field(DataType::Utf8, false)),
-            times: ListBuilder::new(times()),
-            targets: StringBuilder::new(),
-            target_times: times(),
+impl Ordered {
+    fn new(users: &Users) -> Self {
+        let events = || users.events().iter();
+        let times: TimestampMillisecondArray = events().map(|event| event.time).collect();
+        Ordered {
+            users: StringArray::from_iter_values(users.ids()),
+            items: StringArray::from_iter_values(events().map(|event| event.item)),
+            times: times.with_data_type(schema::timestamp_type()),
         }
     }
+}
+
+/// The rows of one output port: a user, and where their history lies. The target comes right after it.
+#[derive(Default)]
+struct Part {
+    users: Vec<u32>,
+    histories: Vec<Range<usize>>,
 }
 
 impl Part {
-    fn push(&mut self, user: &str, events: &[Event], target: Option<Event>) {
-        self.users.append_value(user);
-        for event in events {
-            self.items.values().append_value(event.item);
-            self.times.values().append_option(event.time);
-        }
-        self.items.append(true);
-        self.times.append(true);
-        if let Some(target) = target {
-            self.targets.append_value(target.item);
-            self.target_times.append_option(target.time);
-        }
+    fn push(&mut self, user: usize, history: Range<usize>) {
+        self.users.push(user as u32);
+        self.histories.push(history);
     }
 
     /// The columns that `fields` asks for: with targets or without.
-    fn table(mut self, fields: Vec<Field>) -> Result<Table> {
-        let users: StringArray = self.users.finish();
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(users),
-            Arc::new(self.items.finish()),
-            Arc::new(self.times.finish()),
-            Arc::new(self.targets.finish()),
-            Arc::new(self.target_times.finish()),
+    fn table(&self, ordered: &Ordered, fields: Vec<Field>) -> Result<Table> {
+        let users = UInt32Array::from(self.users.clone());
+        let mut columns = vec![
+            take(&ordered.users, &users, None)?,
+            self.lists(&ordered.items, &fields[1])?,
+            self.lists(&ordered.times, &fields[2])?,
         ];
-        columns.truncate(fields.len());
+        if fields.len() > columns.len() {
+            let targets = UInt32Array::from_iter_values(self.histories.iter().map(|history| history.end as u32));
+            columns.push(take(&ordered.items, &targets, None)?);
+            columns.push(take(&ordered.times, &targets, None)?);
+        }
         Ok(Table::new(RecordBatch::try_new(
             Arc::new(Schema::new(fields)),
             columns,
         )?))
+    }
+
+    /// The histories as a list column.
+    fn lists(&self, values: &dyn Array, field: &Field) -> Result<ArrayRef> {
+        let data = values.to_data();
+        let mut copied = MutableArrayData::new(vec![&data], false, values.len());
+        for history in &self.histories {
+            copied.try_extend(0, history.start, history.end)?;
+        }
+        let DataType::List(item) = field.data_type() else {
+            return Err(Error::internal(format!("\"{}\" is no list", field.name())));
+        };
+        let offsets = OffsetBuffer::from_lengths(self.histories.iter().map(Range::len));
+        let lists = ListArray::try_new(item.clone(), offsets, make_array(copied.freeze()), None)?;
+        Ok(Arc::new(lists))
     }
 }
 

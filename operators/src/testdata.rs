@@ -6,13 +6,14 @@ use std::sync::Arc;
 use arrow::array::{FixedSizeListArray, RecordBatch, StringArray, UInt16Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use sluice_engine::harness::Harness;
-use sluice_engine::operator::{Cancel, Context, OUT};
+use sluice_engine::operator::{Cancel, Context, OUT, Operator};
 use sluice_engine::table::{Table, Tables};
 use sluice_engine::text;
 
 use crate::schema;
 use crate::split_leave_one_out::SplitLeaveOneOut;
 use crate::tokenize_sequences::TokenizeSequences;
+use crate::train_sasrec::TrainSasrec;
 use crate::train_tiger::TrainTiger;
 
 /// The data folder, or `None` with a printed reason: then the test has nothing to test.
@@ -97,6 +98,23 @@ pub fn tiny_tiger() -> TrainTiger {
     }
 }
 
+/// Another one.
+pub fn tiny_sasrec() -> TrainSasrec {
+    TrainSasrec {
+        layers: 1,
+        d_model: 16,
+        heads: 2,
+        dropout: 0.1,
+        learning_rate: 1e-2,
+        batch_size: 8,
+        max_epochs: Some(20),
+        eval_every: 10,
+        patience: 0,
+        device: "cpu".into(),
+        ..TrainSasrec::default()
+    }
+}
+
 /// Writes a BERT checkpoint of one layer and width 8 that knows a handful of words, with weights by formula.
 pub fn tiny_encoder(folder: &Path) {
     let words = "[PAD] [UNK] [CLS] [SEP] red green blue shirt shoe hat of wool leather old new the a big small";
@@ -165,4 +183,36 @@ pub fn tiny_encoder(folder: &Path) {
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     std::fs::write(folder.join("model.safetensors"), file).unwrap();
+}
+
+/// What an operator put out, with the temporary folder that its folder outputs lie in.
+pub struct Ran {
+    tables: Tables,
+    _folder: tempfile::TempDir,
+}
+
+impl std::ops::Deref for Ran {
+    type Target = Tables;
+
+    fn deref(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+/// Runs an operator that puts out folders.
+pub fn run<O: Operator>(operator: &O, inputs: &[(&str, RecordBatch)]) -> sluice_engine::Result<Ran> {
+    let folder = tempfile::tempdir().unwrap();
+    let harness = Harness {
+        attempt: folder.path().into(),
+        ..Harness::default()
+    };
+    let inputs: Vec<(&str, Table)> = inputs
+        .iter()
+        .map(|(port, rows)| (*port, Table::new(rows.clone())))
+        .collect();
+    let tables = harness.run(operator, &inputs)?;
+    Ok(Ran {
+        tables,
+        _folder: folder,
+    })
 }

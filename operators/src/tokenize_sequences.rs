@@ -1,6 +1,7 @@
 //! Turns train sequences into samples of codes: a history and the item that comes next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, FixedSizeListArray, ListArray, RecordBatch, StringArray, UInt16Array};
@@ -57,6 +58,18 @@ pub enum Samples {
     Last,
 }
 
+impl Samples {
+    /// Where the histories of the samples begin whose target is at `target`, from 1, in a sequence of `items`.
+    pub(crate) fn starts(self, target: usize, items: usize) -> Range<usize> {
+        match self {
+            Samples::SlidingWindow => 0..target,
+            Samples::Prefixes => 0..1,
+            Samples::Last if target + 1 == items => 0..1,
+            Samples::Last => 0..0,
+        }
+    }
+}
+
 impl Default for TokenizeSequences {
     fn default() -> Self {
         TokenizeSequences {
@@ -99,13 +112,7 @@ impl Operator for TokenizeSequences {
             context.check_cancelled()?;
             let (user, items) = (sequences.users.value(row), &rows[sequences.range(row)]);
             for target in 1..items.len() {
-                let starts = match self.samples {
-                    Samples::SlidingWindow => 0..target,
-                    Samples::Prefixes => 0..1,
-                    Samples::Last if target + 1 == items.len() => 0..1,
-                    Samples::Last => 0..0,
-                };
-                for start in starts {
+                for start in self.samples.starts(target, items.len()) {
                     let start = start.max(target.saturating_sub(self.max_items as usize));
                     samples.push(user, &items[start..target], items[target])?;
                 }

@@ -1,34 +1,43 @@
 //! Trains TIGER: a T5 encoder-decoder that reads the semantic ids of a history and writes the next item's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema, UInt16Type};
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, UInt16Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
-use sluice_gpu::optim::{AdamConfig, Schedule as GpuSchedule};
+use sluice_gpu::optim::AdamConfig;
 use sluice_gpu::samples::{Ragged, Samples};
-use sluice_gpu::tiger::{FeedForward as GpuFeedForward, TigerConfig};
-use sluice_gpu::train::{Checkpoint, TrainEvent, TrainOptions, Validation, train_tiger};
+use sluice_gpu::tiger::{FeedForward as GpuFeedForward, OutputHeads as GpuOutputHeads};
+use sluice_gpu::tiger::{ItemVectors, Tiger, TigerConfig, Validation};
+use sluice_gpu::train::{TrainOptions, train_model, training_flops};
 
 use crate::models::{self, SemanticIds, encode_histories, explain, user_number};
+use crate::protocol;
+use crate::quantizers::require_embeddings;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
+use crate::training::{
+    Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, note_best,
+};
 
 const SEQUENCES: &str = "sequences";
 const VALID: &str = "valid";
 const SEMANTIC_IDS: &str = "semantic_ids";
+const VECTORS: &str = "vectors";
 const MODEL: &str = "model";
 const CURVE: &str = "curve";
+const METRICS: [&str; 2] = ["valid_recall_5", "valid_ndcg_5"];
 
 /// Trains TIGER, a T5 encoder-decoder over semantic ids, with early stopping on valid.
 ///
 /// # In
 /// `sequences`: samples of `tokenize_sequences`. `valid`: the valid rows of the split; they decide when to stop and which
-/// weights are kept, and are never trained on. `semantic_ids`: the catalogue.
+/// weights are kept, and are never trained on. `semantic_ids`: the catalogue. `vectors` (optional): `item_id`,
+/// `embedding` of every item, text or collaborative, to inject: a linear map of the vector follows the codes of an item
+/// as one more token. `generate_tiger` then wants the same.
 ///
 /// # Out
 /// `model`: a folder with `config.json` and `model.safetensors`. `curve`: `step, epoch, train_loss, valid_recall_5,
@@ -37,10 +46,12 @@ const CURVE: &str = "curve";
 ///
 /// # Source
 /// TIGER (arXiv 2305.05065) as GRID (arXiv 2507.22224) builds it: 4 + 4 layers, d_model 128, 6 heads of 64, d_ff 1024,
-/// dropout .15, learned separators, an output head per level, Adam 1e-3 with weight decay 1e-4, patience 10.
+/// dropout .15, learned separators, an output head per level, Adam 1e-3 with weight decay 1e-4, patience 10. Injection:
+/// arXiv 2509.25522, which leaves open where.
 ///
 /// # Deviates
-/// Batches are packed: no padding is computed. Valid recall is that of a beam search of width `beam_width`.
+/// Batches are packed: no padding is computed. Valid recall is that of a beam search of width `beam_width`. Injected
+/// vectors are brought to unit length; items that share a semantic id share the mean.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainTiger {
@@ -58,6 +69,8 @@ pub struct TrainTiger {
     pub dropout: f64,
     /// The feed-forward block: GRID's two hidden layers, or T5's one.
     pub feed_forward: FeedForward,
+    /// The maps to codes: one per level, or one for the codes of all levels.
+    pub output_heads: OutputHeads,
     /// Put a learned vector after every item.
     pub separator: bool,
     /// Put a user token first, hashed to so many; 0 for none (GRID's best).
@@ -76,8 +89,11 @@ pub struct TrainTiger {
     pub decoupled_decay: bool,
     /// Gradients are scaled down to this global norm; null leaves them.
     pub clip_norm: Option<f64>,
-    /// Samples per step.
+    /// Samples of a batch.
     pub batch_size: u32,
+    /// Batches of a step: their gradients are added, so `batch_size` x `accumulate` samples make a step in the memory
+    /// of one batch.
+    pub accumulate: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
     #[schemars(extend("x-extent" = true))]
     pub max_steps: u32,
@@ -92,6 +108,8 @@ pub struct TrainTiger {
     pub valid_users: Option<u32>,
     /// Beam width of the evaluations.
     pub beam_width: u32,
+    /// What products are computed in: `bf16` wants a GPU.
+    pub precision: Precision,
     /// Another seed for this stage alone, added to the run's.
     pub seed: u64,
     /// `cpu`, `cuda`, `cuda:1` or `auto`.
@@ -109,16 +127,14 @@ pub enum FeedForward {
     T5,
 }
 
-/// How the learning rate goes on after the warm-up.
+/// The maps from the decoder to codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// It stays.
-    Constant,
-    /// A half cosine down to 0 at the last step.
-    Cosine,
-    /// Down with the root of the step.
-    InverseSqrt,
+pub enum OutputHeads {
+    /// A softmax over the codes of the level (GRID).
+    PerLevel,
+    /// A softmax over the codes of all levels (T5).
+    Plain,
 }
 
 impl Default for TrainTiger {
@@ -131,6 +147,7 @@ impl Default for TrainTiger {
             d_ff: 1024,
             dropout: 0.15,
             feed_forward: FeedForward::Grid,
+            output_heads: OutputHeads::PerLevel,
             separator: true,
             user_buckets: 0,
             max_items: 20,
@@ -141,12 +158,14 @@ impl Default for TrainTiger {
             decoupled_decay: false,
             clip_norm: None,
             batch_size: 256,
+            accumulate: 1,
             max_steps: 100_000,
             max_epochs: None,
             eval_every: 1000,
             patience: 10,
             valid_users: None,
             beam_width: 10,
+            precision: Precision::F32,
             seed: 0,
             device: "auto".to_string(),
         }
@@ -155,7 +174,7 @@ impl Default for TrainTiger {
 
 impl Operator for TrainTiger {
     const NAME: &'static str = "train_tiger";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[
         Input::required(
@@ -167,6 +186,10 @@ impl Operator for TrainTiger {
             "valid rows: user_id, sequence, target (split_leave_one_out.valid)",
         ),
         Input::required(SEMANTIC_IDS, "the catalogue: item_id, semantic_id"),
+        Input::optional(
+            VECTORS,
+            "vectors to inject: item_id, embedding (embed_text, train_sasrec.embeddings)",
+        ),
     ];
 
     fn determinism(&self) -> Determinism {
@@ -209,26 +232,36 @@ impl Operator for TrainTiger {
                 Error::user("different-ids", message).hint("tokenize with the same semantic ids"),
             );
         }
+        if binding.has(VECTORS) {
+            require_embeddings(binding, VECTORS);
+        }
         if let Some((levels, _)) = ids
-            && let Err(error) = self.model(vec![2; levels]).validate()
+            && let Err(error) = self.model(vec![2; levels], None).validate()
         {
-            self.config_problem(binding, error);
+            config_problem(binding, error);
         }
         if let Err(error) = self.options(0).validate() {
-            self.config_problem(binding, error);
+            config_problem(binding, error);
         }
+        check_precision(binding, self.precision, &self.device);
         if self.beam_width < 5 {
             binding.bad_value("beam_width", "valid Recall@5 wants a beam of 5 or more");
         }
         Bound::whole()
             .output(MODEL, Shape::Folder("tiger".into()))
-            .output(CURVE, Shape::table(curve_fields()))
+            .output(CURVE, Shape::table(curve_fields(METRICS)))
+            .fact(protocol::HISTORY, protocol::history(self.max_items))
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let ids = SemanticIds::read(inputs.table(SEMANTIC_IDS)?)?;
-        let config = self.model(ids.codebook_sizes.clone());
+        let vectors = match inputs.has(VECTORS) {
+            true => Some(models::item_vectors(inputs.table(VECTORS)?, &ids)?),
+            false => None,
+        };
+        let config = self.model(ids.codebook_sizes.clone(), vectors.as_deref());
         let samples = self.samples(inputs.table(SEQUENCES)?, ids.levels)?;
+        let samples = samples.with_vectors(vectors.clone());
         if samples.is_empty() {
             return Err(Error::data("no-samples", "there is no sample to train on")
                 .hint("users with fewer than 4 interactions give no sample after leave-one-out"));
@@ -250,6 +283,7 @@ impl Operator for TrainTiger {
             users.clear();
         }
         let valid = Samples::new(ids.levels, histories, targets, users).map_err(explain)?;
+        let valid = valid.with_vectors(vectors);
         let validation = Validation {
             samples: &valid,
             trie: &ids.trie,
@@ -259,74 +293,28 @@ impl Operator for TrainTiger {
         let validation = (!valid.is_empty()).then_some(validation);
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
         let device = models::device(context, &self.device)?;
-        let mut best = f64::NAN;
-        let mut steps = (0, 0, 0.0);
-        let mut passed_over = Vec::new();
-        let checkpoint = context.checkpoint.as_ref().map(|checkpoint| Checkpoint {
-            folder: &checkpoint.folder,
-            every: checkpoint.every,
-        });
-        let trained = train_tiger(
+        let mut watch = Watch::new(context, "valid recall@5");
+        let trained = train_model::<Tiger>(
             &config,
             &options,
             &device,
             &samples,
             validation,
-            checkpoint,
-            &mut |event| {
-                match event {
-                    TrainEvent::Resumed { step } => {
-                        context.note("resumed_from_step", step as u64);
-                        return models::stopped(context);
-                    }
-                    TrainEvent::StateFailed { path, reason } => {
-                        let name = path.file_name().unwrap_or_default().to_string_lossy();
-                        passed_over.push(format!("{name}: {reason}"));
-                        context.note("states_passed_over", passed_over.clone());
-                        return models::stopped(context);
-                    }
-                    TrainEvent::Step { step, total, loss, .. } => {
-                        steps = (step as u64, total as u64, f64::from(loss));
-                    }
-                    TrainEvent::Evaluated { point, best: true } => best = point.valid_recall_5.unwrap_or(f64::NAN),
-                    TrainEvent::Evaluated { .. } | TrainEvent::Evaluating { .. } | TrainEvent::Saved { .. } => {}
-                }
-                let mut figures = vec![("loss", steps.2)];
-                if best.is_finite() {
-                    figures.push(("valid recall@5", best));
-                }
-                context.progress(steps.0, Some(steps.1), "steps", &figures);
-                models::stopped(context)
-            },
+            checkpoint(context),
+            &mut |event| watch.hear(event),
         )
         .map_err(explain)?;
+        let steps = trained.curve.last().map_or(0, |point| point.step);
+        let flops = training_flops::<Tiger>(&config, &options, &samples, steps);
+        context.note("training_flops", flops);
         let folder = context.folder(MODEL)?;
         trained.model.save(&folder).map_err(explain)?;
-        let curve = &trained.curve;
-        let recall = curve.iter().map(|point| point.valid_recall_5);
-        let ndcg = curve.iter().map(|point| point.valid_ndcg_5);
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt64Array::from_iter_values(
-                curve.iter().map(|point| point.step as u64),
-            )),
-            Arc::new(UInt64Array::from_iter_values(
-                curve.iter().map(|point| point.epoch as u64),
-            )),
-            Arc::new(Float64Array::from_iter_values(
-                curve.iter().map(|point| point.train_loss),
-            )),
-            Arc::new(Float64Array::from_iter(recall)),
-            Arc::new(Float64Array::from_iter(ndcg)),
-            Arc::new(Float64Array::from_iter_values(curve.iter().map(|point| point.lr))),
-        ];
-        let table = RecordBatch::try_new(Arc::new(Schema::new(curve_fields())), columns)?;
-        Ok(Tables::new()
-            .with(MODEL, Table::Folder(folder))
-            .with(CURVE, Table::new(table)))
+        let curve = curve_table(&trained.curve, METRICS, |(recall, ndcg)| [recall, ndcg])?;
+        Ok(Tables::new().with(MODEL, Table::Folder(folder)).with(CURVE, curve))
     }
 
     fn conclude(&self, _context: &Context, _rows_in: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
-        let model = sluice_gpu::tiger::Tiger::load(outputs.folder(MODEL)?).map_err(explain)?;
+        let model = Tiger::load(outputs.folder(MODEL)?).map_err(explain)?;
         let parts = model.config().parameters_by_part();
         let mut notes = Notes::new();
         notes.insert("parameters".into(), (parts.total() as u64).into());
@@ -339,18 +327,13 @@ impl Operator for TrainTiger {
                 "heads": parts.heads,
             }),
         );
-        let curve = outputs.batch(CURVE)?;
-        let recall = schema::numbers::<arrow::datatypes::Float64Type>(&curve, "valid_recall_5")?;
-        let best = recall.iter().flatten().fold(f64::NAN, f64::max);
-        if best.is_finite() {
-            notes.insert("best_valid_recall_5".into(), format!("{best:.4}").into());
-        }
+        note_best(&mut notes, &outputs.batch(CURVE)?, METRICS[0])?;
         Ok(notes)
     }
 }
 
 impl TrainTiger {
-    fn model(&self, codebook_sizes: Vec<usize>) -> TigerConfig {
+    fn model(&self, codebook_sizes: Vec<usize>, vectors: Option<&ItemVectors>) -> TigerConfig {
         TigerConfig {
             codebook_sizes,
             layers: self.layers as usize,
@@ -363,6 +346,11 @@ impl TrainTiger {
                 FeedForward::Grid => GpuFeedForward::Grid,
                 FeedForward::T5 => GpuFeedForward::T5,
             },
+            output_heads: match self.output_heads {
+                OutputHeads::PerLevel => GpuOutputHeads::PerLevel,
+                OutputHeads::Plain => GpuOutputHeads::Plain,
+            },
+            vector_dim: vectors.map_or(0, ItemVectors::dim),
             separator: self.separator,
             user_buckets: self.user_buckets as usize,
             max_items: self.max_items as usize,
@@ -378,31 +366,19 @@ impl TrainTiger {
                 ..AdamConfig::default()
             },
             lr: self.learning_rate,
-            schedule: match self.schedule {
-                Schedule::Constant => GpuSchedule::Constant,
-                Schedule::Cosine => GpuSchedule::Cosine,
-                Schedule::InverseSqrt => GpuSchedule::InverseSqrt,
-            },
+            schedule: self.schedule.into(),
             warmup_steps: self.warmup_steps as usize,
             batch_size: self.batch_size as usize,
+            accumulate: self.accumulate as usize,
             max_steps: Some(self.max_steps as usize),
             max_epochs: self.max_epochs.map(|epochs| epochs as usize),
             eval_every: self.eval_every as usize,
             patience: self.patience as usize,
             clip_norm: self.clip_norm.map(|norm| norm as f32),
             bucket_batches: 0,
+            precision: self.precision.into(),
             seed,
         }
-    }
-
-    /// Puts a complaint of the model or the training under the name that the field has here.
-    fn config_problem(&self, binding: &Binding, error: sluice_gpu::error::Error) {
-        let field = match &error {
-            sluice_gpu::error::Error::InvalidConfig { field, .. } if field == "lr" => "learning_rate".to_string(),
-            sluice_gpu::error::Error::InvalidConfig { field, .. } => field.clone(),
-            _ => String::new(),
-        };
-        binding.problem(&field, explain(error));
     }
 
     fn samples(&self, table: &Table, levels: usize) -> Result<Samples> {
@@ -428,17 +404,6 @@ impl TrainTiger {
         }
         Samples::new(levels, histories, targets, users).map_err(explain)
     }
-}
-
-fn curve_fields() -> Vec<Field> {
-    vec![
-        Field::new("step", DataType::UInt64, false),
-        Field::new("epoch", DataType::UInt64, false),
-        Field::new("train_loss", DataType::Float64, false),
-        Field::new("valid_recall_5", DataType::Float64, true),
-        Field::new("valid_ndcg_5", DataType::Float64, true),
-        Field::new("learning_rate", DataType::Float64, false),
-    ]
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! edges of rounding.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
@@ -61,12 +61,20 @@ impl Sketch {
         for (port, table) in outputs.iter() {
             self.exact.add(port);
             match table {
-                Table::Folder(folder) => {
+                // A report is text; figures in it are rounded.
+                Table::Folder(folder) if folder.join("report.md").is_file() => {
                     self.exact
-                        .add(std::fs::read_to_string(folder.join("config.json")).unwrap());
-                    for tensor in Tiger::load(folder).unwrap().weights().tensors() {
-                        self.exact.add(format!("{} {:?}", tensor.name, tensor.shape));
-                        self.floats(tensor.data.iter().map(|value| Some(f64::from(*value))));
+                        .add(std::fs::read_to_string(folder.join("report.md")).unwrap());
+                }
+                Table::Folder(folder) => {
+                    for name in ["config.json", "adapter_config.json", "tokenizer.json"] {
+                        if let Ok(text) = std::fs::read_to_string(folder.join(name)) {
+                            self.exact.add(text);
+                        }
+                    }
+                    for (name, shape, data) in tensors(folder) {
+                        self.exact.add(format!("{name} {shape:?}"));
+                        self.floats(data.into_iter().map(|value| Some(f64::from(value))));
                     }
                 }
                 table => {
@@ -123,6 +131,27 @@ impl Sketch {
             projection: self.projection,
         }
     }
+}
+
+/// Name, shape and numbers of the tensors of a model's folder: of TIGER in its own order, else by name.
+fn tensors(folder: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    if let Ok(tiger) = Tiger::load(folder) {
+        let tensors = tiger.weights().tensors().iter();
+        return tensors
+            .map(|tensor| (tensor.name.clone(), tensor.shape.clone(), tensor.data.clone()))
+            .collect();
+    }
+    let files = ["model.safetensors", "adapter_model.safetensors"].map(|name| folder.join(name));
+    let Some(file) = files.into_iter().find(|file| file.is_file()) else {
+        return Vec::new();
+    };
+    let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+    let sorted: BTreeMap<_, _> = tensors.into_iter().collect();
+    let plain = |(name, tensor): (String, candle_core::Tensor)| {
+        let data = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        (name, tensor.dims().to_vec(), data)
+    };
+    sorted.into_iter().map(plain).collect()
 }
 
 /// A line of the file, without the operator's name.
@@ -270,7 +299,9 @@ fn outputs() -> Lines {
     data(&mut fixture);
     let ranked = recommenders(&mut fixture);
     scores(&mut fixture, &ranked);
+    laws(&mut fixture);
     models(&mut fixture);
+    language_models(&mut fixture);
     let sketches = fixture.sketches.iter();
     sketches
         .map(|(name, sketch)| (name.to_string(), sketch.line()))
@@ -351,6 +382,14 @@ fn data(fixture: &mut Fixture) {
         &crate::audit_order::AuditOrder::default(),
         &[("interactions", &repeated)],
     );
+    let split = ["train", "valid", "test"].map(|port| (port, ring.table(port).unwrap()));
+    let everything = [
+        ("fit_rows", interactions),
+        ("fit_items", interactions),
+        ("interactions", interactions),
+    ];
+    let audited = [&split[..], &everything[..]].concat();
+    fixture.case(&crate::audit_leakage::AuditLeakage::default(), &audited);
     for ties in [Ties::File, Ties::Hash, Ties::ItemAsc, Ties::ItemDesc] {
         let split = crate::split_leave_one_out::SplitLeaveOneOut {
             ties,
@@ -368,6 +407,31 @@ fn data(fixture: &mut Fixture) {
         fixture.case(
             &tokenize,
             &[("train", ring.table("train").unwrap()), ("semantic_ids", ids)],
+        );
+    }
+    prompts(fixture, &ring);
+}
+
+fn prompts(fixture: &mut Fixture, ring: &Tables) {
+    testdata::tiny_encoder(&fixture.folder.path().join("words"));
+    let words = "red|green|blue|shirt|shoe|hat|old hat|new hat|a big shoe|red|null|wool&nbsp;hat";
+    let titles: Vec<String> = words
+        .split('|')
+        .enumerate()
+        .map(|(item, title)| format!("\n{item} | {title}"))
+        .collect();
+    let titles = Table::new(text::parse(&format!("item_id | title{}", titles.concat())).unwrap());
+    let prompts = crate::tokenize_prompts::TokenizePrompts {
+        tokenizer: "words/tokenizer.json".into(),
+        eos: Some("[SEP]".into()),
+        untitled: "item {item_id}".into(),
+        max_tokens: 20,
+        ..Default::default()
+    };
+    for sequences in ["train", "test"] {
+        fixture.case(
+            &prompts,
+            &[("sequences", ring.table(sequences).unwrap()), ("items", &titles)],
         );
     }
 }
@@ -402,6 +466,18 @@ fn scores(fixture: &mut Fixture, ranked: &Table) {
     let metrics = fixture.case(&crate::score_ranking::ScoreRanking { resamples: 40, ..plain }, &inputs);
     let systems = [("markov", metrics.table(OUT).unwrap())];
     fixture.case(&crate::tabulate_metrics::TabulateMetrics::default(), &systems);
+    let report = crate::render_report::RenderReport {
+        dataset: Some("beauty".into()),
+        ..Default::default()
+    };
+    fixture.case(&report, &systems);
+    let per_user = metrics.table("per_user").unwrap();
+    let compare = crate::compare_systems::CompareSystems {
+        resamples: 40,
+        slices: vec!["all".into(), "later".into()],
+        ..Default::default()
+    };
+    fixture.case(&compare, &[("a", per_user), ("b", per_user)]);
     let query =
         "SELECT slice, metric, row_number() OVER (PARTITION BY slice ORDER BY k) AS n FROM m ORDER BY k LIMIT 9";
     let sql = crate::sql::Sql {
@@ -415,7 +491,80 @@ fn scores(fixture: &mut Fixture, ranked: &Table) {
     fixture.case(&unique, &[("rows", metrics.table(OUT).unwrap())]);
 }
 
+/// Points that follow a law, but for a little noise.
+fn laws(fixture: &mut Fixture) {
+    let mut points = "n:f64 value:f64\n".to_string();
+    for step in 0..8 {
+        let size = 3e5 * 2f64.powi(step);
+        let noise = 1e-5 * f64::from(step * 5 % 7 - 3);
+        points.push_str(&format!("{size} {}\n", 0.05 - 16.0 / size.powf(0.6) + noise));
+    }
+    let points = Table::new(text::parse(&points).unwrap());
+    let sizes = crate::fit_scaling_law::SizeColumns {
+        rs: Some("n".into()),
+        ..Default::default()
+    };
+    use crate::fit_scaling_law::Law;
+    let fit = crate::fit_scaling_law::FitScalingLaw {
+        laws: vec![Law::Power, Law::Log, Law::Constant],
+        sizes,
+        resamples: 40,
+        ..Default::default()
+    };
+    fixture.case(&fit, &[("points", &points)]);
+}
+
 /// What has weights, trained or read.
+/// From titles to a model that is trained from scratch, and one that is adapted and merged.
+fn language_models(fixture: &mut Fixture) {
+    use crate::train_llm::{Lora, ModelShape, TrainLlm};
+    let parsed = |rows: &str| Table::new(text::parse(rows).unwrap());
+    let items = parsed("item_id | title\n a | red shoe\n b | Red hat\n c | old red shoe");
+    let tokenizer = crate::train_tokenizer::TrainTokenizer {
+        vocabulary: 270,
+        ..Default::default()
+    };
+    fixture.case(&tokenizer, &[("input", &items)]);
+    let prompts = parsed("user_id tokens:[u32] loss_from:u32\n u 4,5,6,7,1 3\n v 7,4,6,1 2\n w 5,9,8,1 2");
+    let scratch = TrainLlm {
+        shape: Some(ModelShape {
+            layers: 1,
+            d_model: 8,
+            heads: 2,
+            kv_heads: Some(1),
+            max_tokens: 16,
+            ..ModelShape::default()
+        }),
+        max_steps: 3,
+        batch_size: 2,
+        device: "cpu".into(),
+        ..TrainLlm::default()
+    };
+    let trained = fixture.case(&scratch, &[("prompts", &prompts)]);
+    let base = trained.table("model").unwrap().clone();
+    let adapter = TrainLlm {
+        shape: None,
+        lora: Some(Lora::default()),
+        ..scratch
+    };
+    let adapted = fixture.case(&adapter, &[("prompts", &prompts), ("base", &base)]);
+    let inputs = [("model", adapted.table("model").unwrap()), ("base", &base)];
+    fixture.case(&crate::merge_adapter::MergeAdapter::default(), &inputs);
+    let found = parsed("user_id tokens:[u32] target\n u 4,5,6 b\n v 7 c");
+    let titles =
+        "item_id | title | tokens:[u32]\n a | red | 7,1\n b | red shoe | 7,8,1\n c | hat | 9,1\n d | Hat | 9,1";
+    let titles = parsed(titles);
+    use crate::generate_llm::{GenerateLlm, Normalisation};
+    for normalisation in [Normalisation::Vocabulary, Normalisation::Children] {
+        let generate = GenerateLlm {
+            normalisation,
+            width: 2,
+            ..GenerateLlm::default()
+        };
+        fixture.case(&generate, &[("model", &base), ("prompts", &found), ("titles", &titles)]);
+    }
+}
+
 fn models(fixture: &mut Fixture) {
     testdata::tiny_encoder(&fixture.folder.path().join("encoder"));
     let texts =
@@ -435,12 +584,7 @@ fn models(fixture: &mut Fixture) {
         ..Default::default()
     };
     fixture.case(&tfidf, &[("input", &texts)]);
-    let quantize = crate::quantize_rkmeans::QuantizeRkmeans {
-        num_codebooks: 2,
-        codebook_size: 3,
-        ..Default::default()
-    };
-    fixture.case(&quantize, &[("input", embeddings.table(OUT).unwrap())]);
+    quantizers(fixture, embeddings.table(OUT).unwrap());
     let ring = testdata::ring();
     let ids = ring.table("semantic_ids").unwrap();
     let inputs = [
@@ -449,6 +593,19 @@ fn models(fixture: &mut Fixture) {
         ("semantic_ids", ids),
     ];
     let trained = fixture.case(&testdata::tiny_tiger(), &inputs);
+    fixture.case(
+        &crate::count_parameters::CountParameters::default(),
+        &[("model", trained.table("model").unwrap())],
+    );
+    let plain = crate::train_tiger::TrainTiger {
+        feed_forward: crate::train_tiger::FeedForward::T5,
+        ..testdata::tiny_tiger()
+    };
+    let plain = fixture.run(&plain, &inputs, 42);
+    fixture.case(
+        &crate::export_t5::ExportT5 {},
+        &[("model", plain.table("model").unwrap())],
+    );
     let inputs = [
         ("model", trained.table("model").unwrap()),
         ("histories", ring.table("test").unwrap()),
@@ -459,6 +616,69 @@ fn models(fixture: &mut Fixture) {
         ..Default::default()
     };
     fixture.case(&generate, &inputs);
+    let inputs = [
+        ("train", ring.table("train").unwrap()),
+        ("valid", ring.table("valid").unwrap()),
+        ("items", ids),
+    ];
+    let trained = fixture.case(&testdata::tiny_sasrec(), &inputs);
+    let inputs = [
+        ("model", trained.table("model").unwrap()),
+        ("histories", ring.table("test").unwrap()),
+        ("items", ids),
+    ];
+    let rank = crate::rank_sasrec::RankSasrec {
+        k: 3,
+        device: "cpu".into(),
+        ..Default::default()
+    };
+    fixture.case(&rank, &inputs);
+}
+
+fn quantizers(fixture: &mut Fixture, embeddings: &Table) {
+    let inputs = [("input", embeddings)];
+    let greedy = crate::quantize_rkmeans::QuantizeRkmeans {
+        num_codebooks: 2,
+        codebook_size: 3,
+        ..Default::default()
+    };
+    fixture.case(&greedy, &inputs);
+    let beam = crate::quantize_rkmeans::QuantizeRkmeans {
+        beam: 4,
+        collisions: crate::quantizers::Collisions::NearestFree,
+        ..greedy.clone()
+    };
+    fixture.case(&beam, &inputs);
+    let balanced = crate::quantize_rkmeans::QuantizeRkmeans {
+        balance: Some(1.0),
+        ..greedy
+    };
+    fixture.case(&balanced, &inputs);
+    for rotation in [crate::quantize_pq::Rotation::None, crate::quantize_pq::Rotation::Opq] {
+        let product = crate::quantize_pq::QuantizePq {
+            num_codebooks: 2,
+            codebook_size: 3,
+            rotation,
+            rotations: 2,
+            ..Default::default()
+        };
+        fixture.case(&product, &inputs);
+    }
+    let trained = crate::quantize_rvq::QuantizeRvq {
+        num_codebooks: 2,
+        codebook_size: 3,
+        epochs: 3,
+        ..Default::default()
+    };
+    fixture.case(&trained, &inputs);
+    let autoencoder = crate::quantize_rqvae::QuantizeRqvae {
+        num_codebooks: 2,
+        codebook_size: 3,
+        layers: vec![5, 3],
+        epochs: 3,
+        ..Default::default()
+    };
+    fixture.case(&autoencoder, &inputs);
 }
 
 #[test]

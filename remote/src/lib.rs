@@ -14,6 +14,7 @@
 //! number of machines may push and pull at once, and a transfer that was cut off is gone on with by the same call.
 
 mod failure;
+pub mod hub;
 mod open;
 mod pull;
 mod push;

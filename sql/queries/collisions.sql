@@ -2,7 +2,7 @@
 -- $depth: how many codes of the id, such as 3 for all but the collision code
 WITH ids AS (
   SELECT stage, item_id, array_to_string(array_slice(semantic_id, 1, CAST($depth AS BIGINT)), '-') AS prefix
-  FROM outputs('quantize_rkmeans') WHERE here
+  FROM outputs('quantize_*') WHERE here
 ),
 hot AS (
   SELECT stage, prefix, count(*) AS items, min(item_id) AS example FROM ids GROUP BY stage, prefix HAVING count(*) > 1

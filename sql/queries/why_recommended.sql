@@ -1,8 +1,10 @@
 -- Why TIGER recommends these items to a user: from the metric over the beam and its codes to training rows and raw lines.
 -- $user: a user of the dataset
+-- empty: user "$user" has no recommendations in this run
+-- try: sluice sql "SELECT user_id FROM outputs('generate_tiger') WHERE here LIMIT 10" names users that have some
 WITH
 ids AS (
-  SELECT item_id, semantic_id AS codes FROM outputs('quantize_rkmeans') WHERE here
+  SELECT item_id, semantic_id AS codes FROM outputs('quantize_*') WHERE here
 ),
 titles AS (
   SELECT item_id, max(title) AS title FROM outputs('join_items') WHERE here GROUP BY item_id

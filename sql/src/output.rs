@@ -12,6 +12,8 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use serde::Serialize;
+use sluice_engine::store::type_name;
 use sluice_engine::{Error, Kind, Result};
 
 /// How rows are written.
@@ -206,6 +208,59 @@ fn flattened(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(texts))
 }
 
+/// Rows for a page: names and types of the columns, and cells as text.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Grid {
+    /// The columns.
+    pub columns: Vec<GridColumn>,
+    /// The rows; `None` is null.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// Whether there are more rows than these.
+    pub more: bool,
+}
+
+/// A column of a [`Grid`].
+#[derive(Clone, Debug, Serialize)]
+pub struct GridColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, as artifacts describe it.
+    pub kind: String,
+    /// Whether it holds numbers.
+    pub numeric: bool,
+}
+
+/// The first `show.rows` rows, each cell cut to `show.cell` characters.
+///
+/// # Errors
+///
+/// The rows cannot be had.
+pub fn grid(schema: &SchemaRef, rows: impl Iterator<Item = Result<RecordBatch>>, show: Show) -> Result<Grid> {
+    let column = |field: &Arc<Field>| GridColumn {
+        name: field.name().clone(),
+        kind: type_name(field.data_type()),
+        numeric: field.data_type().is_numeric(),
+    };
+    let mut grid = Grid {
+        columns: schema.fields().iter().map(column).collect(),
+        ..Grid::default()
+    };
+    for batch in rows {
+        let batch = batch?;
+        let take = batch.num_rows().min(show.rows - grid.rows.len());
+        grid.more = take < batch.num_rows();
+        let batch = batch.slice(0, take);
+        for (row, cells) in cells(&batch, Some(show.cell), true)?.into_iter().enumerate() {
+            let null = |(column, cell)| (!batch.column(column).is_null(row)).then_some(cell);
+            grid.rows.push(cells.into_iter().enumerate().map(null).collect());
+        }
+        if grid.more {
+            break;
+        }
+    }
+    Ok(grid)
+}
+
 /// A table that is laid out as a whole, so its rows are held.
 fn text(
     schema: &SchemaRef,
@@ -259,6 +314,11 @@ fn is_plan(schema: &SchemaRef) -> bool {
 
 /// The cells of a batch, each one line of at most `width` characters, or as it is. Numbers are written as they are stored.
 fn rendered(batch: &RecordBatch, width: Option<usize>) -> Result<Vec<Vec<String>>> {
+    cells(batch, width, false)
+}
+
+/// The same; `lines` are kept where the cell is shown in a box of its own.
+fn cells(batch: &RecordBatch, width: Option<usize>, lines: bool) -> Result<Vec<Vec<String>>> {
     let options = FormatOptions::default().with_null("");
     let columns = batch.columns().iter();
     let formatters = columns
@@ -267,7 +327,11 @@ fn rendered(batch: &RecordBatch, width: Option<usize>) -> Result<Vec<Vec<String>
     let cell = |row: usize, formatter: &ArrayFormatter| {
         let text = formatter.value(row).try_to_string()?;
         let Some(width) = width else { return Ok(text) };
-        let text = text.replace(['\n', '\r', '\t'], " ");
+        let text = if lines {
+            text
+        } else {
+            text.replace(['\n', '\r', '\t'], " ")
+        };
         Ok(match text.chars().count() > width {
             true => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
             false => text,
@@ -412,6 +476,18 @@ mod tests {
         );
         let one = written(Format::Table, Show { rows: 1, cell: 4 });
         assert!(one.contains("[1,…") && one.contains("… 1 more rows"), "{one}");
+    }
+
+    #[test]
+    fn a_grid_tells_null_from_nothing_and_that_there_is_more() {
+        let batch = parse("item:str | codes:[u16;2]\n null | 1,2\n b | 3,4\n c | 5,6").unwrap();
+        let show = Show { rows: 2, cell: 4 };
+        let grid = grid(&batch.schema(), [Ok(batch)].into_iter(), show).unwrap();
+        assert_eq!(
+            grid.rows,
+            [[None, Some("[1,…".into())], [Some("b".into()), Some("[3,…".into())]]
+        );
+        assert!(grid.more && grid.columns[1].kind == "FixedSizeList<UInt16; 2>");
     }
 
     #[test]

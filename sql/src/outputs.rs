@@ -1,5 +1,6 @@
 //! `outputs('operator', 'port')`: what every stage of an operator made, of this run and of all others, as one table with the
-//! columns `stage`, `run`, `key` and `here` (whether it is of the run that names are about).
+//! columns `stage`, `run`, `key` and `here` (whether it is of the run that names are about). `outputs('quantize_*')` takes all
+//! operators that begin so.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,7 +55,10 @@ fn table(view: &View, operator: &str, port: &str) -> Result<PartsTable> {
     let records: Vec<KeyRecord> = store.keys().iter().filter_map(|key| store.known(key)).collect();
     let of_operator: Vec<&KeyRecord> = records
         .iter()
-        .filter(|record| record.preimage.operator == operator)
+        .filter(|record| match operator.strip_suffix('*') {
+            Some(beginning) => record.preimage.operator.starts_with(beginning),
+            None => record.preimage.operator == operator,
+        })
         .collect();
     if of_operator.is_empty() {
         let mut error = Error::user(
@@ -132,7 +136,8 @@ fn table(view: &View, operator: &str, port: &str) -> Result<PartsTable> {
     Ok(PartsTable::viewed(&Arc::new(Schema::new(merged)), constants, parts))
 }
 
-/// Adds columns that are new; a column that is missing somewhere is null there.
+/// Adds columns that are new; a column that is missing somewhere is null there. Lists of one width here and another there
+/// are lists of any width.
 fn merge(merged: &mut Vec<FieldRef>, schema: &SchemaRef) -> Result<()> {
     for field in schema.fields() {
         let plain = field
@@ -140,7 +145,14 @@ fn merge(merged: &mut Vec<FieldRef>, schema: &SchemaRef) -> Result<()> {
             .clone()
             .with_metadata(Default::default())
             .with_nullable(true);
-        match merged.iter().find(|known| known.name() == field.name()) {
+        let known = merged.iter_mut().find(|known| known.name() == field.name());
+        match known {
+            Some(known) if item(known).is_some() && item(known) == item(field) => {
+                if known.data_type() != field.data_type() {
+                    let of = Arc::new(Field::new_list_field(item(field).expect("a list").clone(), true));
+                    *known = Arc::new(plain.with_data_type(DataType::List(of)));
+                }
+            }
             Some(known) if known.data_type() != field.data_type() => {
                 let message = format!(
                     "column \"{}\" is {} in one artifact and {} in another",
@@ -155,4 +167,12 @@ fn merge(merged: &mut Vec<FieldRef>, schema: &SchemaRef) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a list is of.
+fn item(field: &Field) -> Option<&DataType> {
+    match field.data_type() {
+        DataType::FixedSizeList(item, _) | DataType::List(item) => Some(item.data_type()),
+        _ => None,
+    }
 }

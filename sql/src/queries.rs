@@ -3,6 +3,8 @@
 use sluice_engine::error::did_you_mean;
 use sluice_engine::{Error, Result};
 
+use crate::{Rows, Session, Statement};
+
 /// A query that comes with the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {
@@ -14,9 +16,10 @@ pub struct Query {
     pub text: &'static str,
 }
 
-const QUERIES: [(&str, &str); 5] = [
+const QUERIES: [(&str, &str); 6] = [
     ("best_runs", include_str!("../queries/best_runs.sql")),
     ("collisions", include_str!("../queries/collisions.sql")),
+    ("efficiency", include_str!("../queries/efficiency.sql")),
     ("why_differ", include_str!("../queries/why_differ.sql")),
     ("why_recommended", include_str!("../queries/why_recommended.sql")),
     ("wins", include_str!("../queries/wins.sql")),
@@ -45,6 +48,31 @@ impl Query {
     pub fn params(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let head = self.text.lines().take_while(|line| line.starts_with("--"));
         head.filter_map(|line| line.strip_prefix("-- $")?.split_once(": "))
+    }
+
+    /// The text behind `-- NAME: ` in its head.
+    fn head(&self, name: &str) -> Option<&'static str> {
+        let mut head = self.text.lines().take_while(|line| line.starts_with("--"));
+        head.find_map(|line| line.strip_prefix("-- ")?.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// Runs it. Where its head says what it means that there are no rows (`-- empty: user "$user" has no history`, and
+    /// `-- try: what to do next`), that is an error.
+    pub fn run(&self, session: &Session, params: &[(String, String)]) -> Result<Rows> {
+        let rows = session.run_with(&Statement::parse(self.text)?, params)?;
+        match self.head("empty") {
+            Some(empty) => rows.or_none(|| self.none(empty, params)),
+            None => Ok(rows),
+        }
+    }
+
+    fn none(&self, empty: &str, params: &[(String, String)]) -> Error {
+        let message = params.iter().fold(empty.to_string(), |message, (name, value)| {
+            message.replace(&format!("${name}"), value)
+        });
+        let mut error = Error::user("no-answer", message);
+        error.hint = self.head("try").map(str::to_string);
+        error
     }
 
     /// Its name and values, as the command line takes them.
@@ -78,6 +106,12 @@ mod tests {
                     query.name
                 );
             }
+            let empty = query.head("empty").unwrap_or_default();
+            for name in empty.split('$').skip(1) {
+                let known = query.params().any(|(known, _)| name.starts_with(known));
+                assert!(known, "{}: {name}", query.name);
+            }
+            assert_eq!(!empty.is_empty(), query.head("try").is_some(), "{}", query.name);
             let wanted = statement.matches('$').count() > 0;
             assert_eq!(wanted, query.params().count() > 0, "{}", query.name);
         }

@@ -15,6 +15,7 @@ use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
@@ -30,12 +31,18 @@ use tokio::sync::mpsc;
 use crate::catalog::{AsOf, Catalogs, STAGES, STORE, Source, View};
 use crate::failure::explain;
 use crate::files;
+use crate::first_rows::FirstRows;
 use crate::functions;
+use crate::join_filters::JoinFilters;
 use crate::outputs::Outputs;
+use crate::row_numbers::RowNumbers;
 use crate::statement::Statement;
 
 /// How often a waiting caller looks whether it should stop.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
+
+/// Rows of a batch: twice DataFusion's default, which costs less a row in scans with filters.
+const BATCH: usize = 1 << 14;
 
 /// Stack of a thread: an expression of many terms is a deep tree. Only what is used of it takes memory.
 pub(crate) const STACK: usize = 64 << 20;
@@ -61,6 +68,8 @@ pub struct Session {
     runtime: Arc<Runtime>,
     limits: Limits,
     cancel: Cancel,
+    /// Ends the statements of this session alone.
+    own: Option<Cancel>,
     view: Option<Arc<View>>,
 }
 
@@ -100,13 +109,22 @@ impl Session {
             .with_disk_manager_builder(disk)
             .build_arc()
             .map_err(|error| explain(error, ""))?;
-        let context = SessionContext::new_with_config_rt(config(threads), environment);
+        let state = SessionStateBuilder::new()
+            .with_config(config(threads))
+            .with_runtime_env(environment)
+            .with_default_features()
+            .with_physical_optimizer_rule(Arc::new(FirstRows))
+            .with_physical_optimizer_rule(Arc::new(RowNumbers))
+            .with_physical_optimizer_rule(Arc::new(JoinFilters))
+            .build();
+        let context = SessionContext::new_with_state(state);
         functions::register(&context);
         Ok(Session {
             context,
             runtime: Arc::new(runtime),
             limits: limits.clone(),
             cancel: cancel.clone(),
+            own: None,
             view: None,
         })
     }
@@ -168,6 +186,13 @@ impl Session {
         session
     }
 
+    /// The same session for a statement beside others, which `own` ends alone.
+    pub fn beside(&self, own: &Cancel) -> Session {
+        let mut session = self.apart();
+        session.own = Some(own.clone());
+        session
+    }
+
     /// The threads that statements run on.
     pub(crate) fn threads(&self) -> tokio::runtime::Handle {
         self.runtime.handle().clone()
@@ -177,7 +202,8 @@ impl Session {
         &self.limits
     }
 
-    pub(crate) fn cancel(&self) -> &Cancel {
+    /// What ends all statements of the session.
+    pub fn cancel(&self) -> &Cancel {
         &self.cancel
     }
 
@@ -268,6 +294,7 @@ impl Session {
             task,
             started,
             text,
+            ahead: None,
             over: false,
         })
     }
@@ -296,7 +323,7 @@ impl Session {
 
     /// Fails when the statement should stop.
     fn check(&self, started: Instant) -> Result<()> {
-        if self.cancel.is_cancelled() {
+        if self.cancel.is_cancelled() || self.own.as_ref().is_some_and(Cancel::is_cancelled) {
             return Err(Error::interrupted());
         }
         match self.limits.timeout {
@@ -361,6 +388,7 @@ pub(crate) fn timed_out(timeout: Duration) -> Error {
 fn config(threads: usize) -> SessionConfig {
     let mut config = SessionConfig::new()
         .with_target_partitions(threads)
+        .with_batch_size(BATCH)
         .with_information_schema(true)
         .with_default_catalog_and_schema(STORE, STAGES)
         .with_create_default_catalog_and_schema(false);
@@ -383,6 +411,8 @@ pub struct Rows {
     task: tokio::task::JoinHandle<()>,
     started: Instant,
     text: String,
+    /// Looked at and not yet asked for.
+    ahead: Option<RecordBatch>,
     over: bool,
 }
 
@@ -390,6 +420,18 @@ impl Rows {
     /// Names and types of the columns.
     pub fn schema(&self) -> SchemaRef {
         self.schema.clone()
+    }
+
+    /// The same rows, or an error where there are none.
+    pub fn or_none(mut self, none: impl FnOnce() -> Error) -> Result<Rows> {
+        while let Some(batch) = Iterator::next(&mut self) {
+            let batch = batch?;
+            if batch.num_rows() > 0 {
+                self.ahead = Some(batch);
+                return Ok(self);
+            }
+        }
+        Err(none())
     }
 
     /// All of them.
@@ -402,6 +444,9 @@ impl Iterator for Rows {
     type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(batch) = self.ahead.take() {
+            return Some(Ok(batch));
+        }
         if self.over {
             return None;
         }

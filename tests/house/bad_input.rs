@@ -396,6 +396,12 @@ fn an_expectation_does_not_hold() {
         "{}",
         good.err
     );
+    assert_eq!(expect("where: { fact: users }, rows: 1").code, 0);
+    // What can be known without the data is known without a run.
+    expect("where: { fact: users }, column: valeu, value: 2");
+    let checked = sluice.run(&["check", "bad.yaml"]);
+    assert_eq!(checked.code, 2, "{}", checked.err);
+    assert!(checked.err.contains("did you mean \"value\"?"), "{}", checked.err);
     for (line, exit, words) in [
         ("where: { fact: users }, value: 3", 3, "is 2, not 3"),
         ("where: { fact: users }, at_least: 2.5", 3, "is 2, not at least 2.5"),
@@ -407,6 +413,10 @@ fn an_expectation_does_not_hold() {
             "\"at_least\" wants a number",
         ),
         ("where: { fact: users }, atleast: 2", 2, "did you mean \"at_least\"?"),
+        ("where: { fact: users }, rows: 2", 3, "has 1 rows, not 2"),
+        ("where: { fat: users }, value: 2", 2, "did you mean \"fact\"?"),
+        ("where: users, value: 2", 2, "\"where\" wants a map"),
+        ("rows: 2, value: 2", 2, "write two expectations"),
     ] {
         let done = expect(line);
         assert_eq!(done.code, exit, "{line}: {}", done.err);

@@ -1,6 +1,7 @@
 //! The house as its users meet it: the real binary over real pipelines, the numbers it must reproduce, its rules.
 
 mod bad_input;
+mod browser;
 mod bytes;
 mod command_line;
 mod compares;
@@ -11,15 +12,21 @@ mod flight;
 mod flight_fuzz;
 mod history;
 mod hosts;
+mod hub;
 mod interrupts;
 mod raw_reviews;
 mod recipes;
 mod remotes;
+mod reports;
 mod reruns;
 mod rules;
 mod s3;
+mod slt;
 mod sluice;
 mod sql;
 mod sweeps;
 mod takeovers;
+mod tensorboard;
 mod transfers;
+mod ui;
+mod ui_pages;

@@ -63,6 +63,7 @@ fn exactly_what_depends_on_a_change_runs_again() {
         "generated",
         "tiger_metrics",
         "metrics",
+        "report",
     ]);
     assert_eq!(run(&[smaller]).ran(), changed);
 

@@ -1,8 +1,9 @@
 //! `sluice sql` by the real program: tables of runs, formats, values, queries that come with it, and what it refuses.
 
-use std::io::Write;
-use std::process::Stdio;
-use std::time::Duration;
+use std::io::{BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use crate::sluice::{Sluice, TINY, recipe, wait};
 
@@ -268,6 +269,14 @@ fn queries_that_come_with_the_program_answer() {
     assert!(query("wins", &["a=markov_metrics", "b=popular_metrics", "k=10"]).contains("\"who\":\"a wins\""));
     assert!(query("best_runs", &["metric=recall", "k=10"]).lines().count() >= 3);
     query("collisions", &["depth=2"]);
+    let costs: Vec<serde_json::Value> = query("efficiency", &[])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let cost = |stage: &str| costs.iter().find(|cost| cost["stage"] == stage).unwrap();
+    assert!(cost("tiger")["parameters"].as_u64().unwrap() > 1000, "{costs:?}");
+    assert!(cost("tiger")["training_flops"].as_f64().unwrap() > 1e6, "{costs:?}");
+    assert!(cost("generated")["ms_per_user"].as_f64().unwrap() > 0.0, "{costs:?}");
     let rows = csv(
         &sluice,
         "SELECT tensor, norm FROM tiger.model WHERE norm > 0 LIMIT 1",
@@ -323,6 +332,16 @@ fn queries_that_come_with_the_program_answer() {
         .lines()
         .map(str::to_string)
         .collect();
+    let nobody = sluice.run(&["sql", "--query", "why_recommended", "--param", "user=nobody"]);
+    assert_eq!((nobody.code, nobody.out.as_str()), (2, ""), "{}", nobody.err);
+    assert!(
+        nobody
+            .err
+            .contains("user \"nobody\" has no recommendations in this run")
+            && nobody.err.contains("outputs("),
+        "{}",
+        nobody.err
+    );
     for step in steps.iter().filter(|step| step["what"] == "history") {
         let (file, line) = step["evidence"].as_str().unwrap().rsplit_once(':').unwrap();
         let text = &lines[line.parse::<usize>().unwrap() - 1];
@@ -332,4 +351,128 @@ fn queries_that_come_with_the_program_answer() {
             "{step}: {text}"
         );
     }
+}
+
+/// What a terminal with the shell in it shows.
+struct Screen {
+    child: Child,
+    keyboard: ChildStdin,
+    shown: Receiver<u8>,
+    /// Everything so far, and how much of it has been waited for.
+    text: Vec<u8>,
+    seen: usize,
+}
+
+impl Screen {
+    /// `None` where no program makes terminals.
+    fn open(sluice: &Sluice) -> Option<Screen> {
+        let known = Command::new("script").arg("--version").output().ok()?;
+        if !String::from_utf8_lossy(&known.stdout).contains("util-linux") {
+            return None;
+        }
+        let shell = sluice.command(&["sql"]);
+        // In the place of the shell that "script" starts, which Ctrl-C would end.
+        let line = format!("stty cols 200; exec '{}' sql", shell.get_program().to_string_lossy());
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command
+            .current_dir(sluice.path("."))
+            .env("SLUICE_DATA", ".")
+            .env("TERM", "xterm")
+            .env("HOME", sluice.path("."))
+            .env("XDG_STATE_HOME", sluice.path("state"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (to, shown) = channel();
+        std::thread::spawn(move || {
+            for byte in out.bytes().map_while(std::result::Result::ok) {
+                let _ = to.send(byte);
+            }
+        });
+        let keyboard = child.stdin.take().unwrap();
+        Some(Screen {
+            child,
+            keyboard,
+            shown,
+            text: Vec::new(),
+            seen: 0,
+        })
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+        self.keyboard.flush().unwrap();
+    }
+
+    /// Waits until `what` is shown after what was waited for before, as a person does before the next key.
+    fn shows(&mut self, what: &str) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let at = self.text[self.seen..]
+                .windows(what.len())
+                .position(|part| part == what.as_bytes());
+            if let Some(at) = at {
+                self.seen += at + what.len();
+                return;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            match self.shown.recv_timeout(left) {
+                Ok(byte) => self.text.push(byte),
+                Err(error) => panic!("{error}: {what:?} is not in {}", self.rest()),
+            }
+        }
+    }
+
+    /// What is shown after what was waited for.
+    fn rest(&self) -> String {
+        String::from_utf8_lossy(&self.text[self.seen..]).to_string()
+    }
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+fn the_shell_works_in_a_terminal() {
+    let sluice = small();
+    let Some(mut screen) = Screen::open(&sluice) else {
+        eprintln!("skipped: there is no \"script\" of util-linux to make a terminal");
+        return;
+    };
+    // The shell takes keys once its prompt allows pasting in brackets, and a statement runs once it no longer does.
+    let (takes_keys, runs) = ("\u{1b}[?2004h", "\u{1b}[?2004l");
+    // Tab completes the table; its columns are listed.
+    screen.shows(takes_keys);
+    screen.types("\\d split.te\t");
+    screen.shows("split.test");
+    screen.types("\r");
+    screen.shows("target_timestamp");
+    // A statement over two lines.
+    screen.shows(takes_keys);
+    screen.types("SELECT count(*) AS counted\r");
+    screen.types("FROM cle\t");
+    screen.shows("FROM clean");
+    screen.types("\r;\r");
+    screen.shows("counted\r\n");
+    screen.shows("\r\n      9\r\n");
+    screen.shows(takes_keys);
+    screen.types("SELECT * FROM nope;\r");
+    screen.shows("has no stage \"nope\"");
+    // Ctrl-C ends the statement, not the shell.
+    screen.shows(takes_keys);
+    screen.types("SELECT count(*) FROM generate_series(1, 100000000000);\r");
+    screen.shows(runs);
+    screen.types("\u{3}");
+    screen.shows("interrupted");
+    screen.shows(takes_keys);
+    screen.types("SELECT 41 + 1 AS still_here;\r");
+    screen.shows("\r\n        42\r\n");
+    screen.shows(takes_keys);
+    screen.types("\\q\r");
+    let status = screen.child.wait().unwrap();
+    assert!(status.success(), "{status}: {}", screen.rest());
+    // What was typed is remembered.
+    let history = std::fs::read_to_string(sluice.path("state/sluice/sql_history")).unwrap();
+    assert!(history.contains("still_here"), "{history}");
 }

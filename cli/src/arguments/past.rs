@@ -84,6 +84,56 @@ pub struct Logs {
     pub store: PathBuf,
 }
 
+/// Arguments of `tensorboard`.
+#[derive(Args)]
+#[command(
+    after_help = "Then: tensorboard --logdir DIR. Every stage with a curve (trainings, and quantizers that are trained) gets \
+    DIR/RUN/STAGE; all instances of a sweep stand side by side. Times are those at which the run told its steps; where that \
+    run is no longer known, time begins in 1970. Writing again writes the same files."
+)]
+pub struct Tensorboard {
+    /// The folder to write to
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The newest run of this pipeline; of any pipeline if left out
+    #[arg(long, short, value_name = "PIPELINE", conflicts_with_all = ["run", "all"])]
+    pub pipeline: Option<String>,
+    /// This run: a name, its beginning, "last", or a pipeline for its newest run
+    #[arg(long, value_name = "RUN", conflicts_with = "all")]
+    pub run: Option<String>,
+    /// Every run of the store; a curve that several runs share is written once, for the first of them
+    #[arg(long)]
+    pub all: bool,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
+/// Arguments of `report`.
+#[derive(Args)]
+#[command(
+    after_help = "A stage of render_report makes the report; what only a run knows is added here: the stage, key and run behind \
+    every table, what each stage cost, and the graph. DIR gets report.html, which needs nothing beside it, report.md with its \
+    figures, and report.tex. A report under \"show:\" is written into the folder of the run when it ends."
+)]
+pub struct Report {
+    /// The folder to write to
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The newest run of this pipeline; of any pipeline if left out
+    #[arg(long, short, value_name = "PIPELINE", conflicts_with = "run")]
+    pub pipeline: Option<String>,
+    /// This run: a name, its beginning, "last", or a pipeline for its newest run
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// The stage of the report, if there are several
+    #[arg(long, value_name = "STAGE")]
+    pub stage: Option<String>,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = ".sluice")]
+    pub store: PathBuf,
+}
+
 /// Arguments of `pin` and `unpin`.
 #[derive(Args)]
 pub struct Pin {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
-use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
@@ -20,7 +20,8 @@ use crate::operator::{Context, PARTITIONS};
 use crate::partition::partition_of_rows;
 use crate::table::Table;
 
-/// Splits parcels by partition; `port` is the index of the input port they feed.
+/// Splits parcels by partition, each on the worker that it is addressed to; `port` is the index of the input port they
+/// feed.
 pub(crate) fn route<'scope>(
     input: Parcels<'scope>,
     run: &StageRun,
@@ -28,7 +29,8 @@ pub(crate) fn route<'scope>(
     columns: Vec<String>,
 ) -> Parcels<'scope> {
     let run = run.clone();
-    input.unary(Pipeline, "route", move |_, _| {
+    let deal = Exchange::new(|parcel: &Parcel| parcel.to);
+    input.unary(deal, "route", move |_, _| {
         move |input, output| {
             input.for_each(|capability, parcels| {
                 let mut session = output.session(&capability);
@@ -45,13 +47,21 @@ pub(crate) fn route<'scope>(
 /// The rows of a parcel by partition, in their order.
 pub(crate) fn split(parcel: Parcel, port: u16, columns: &[String]) -> Result<Vec<Parcel>> {
     let mut pieces: BTreeMap<u16, Vec<RecordBatch>> = BTreeMap::new();
-    for batch in &parcel.batches {
+    for batch in parcel.batches {
+        let partitions = partition_of_rows(&batch, columns)?;
+        // Rows that a stage before has brought together by the same columns stay as they are.
+        if let Some(&partition) = partitions.first()
+            && partitions.iter().all(|other| *other == partition)
+        {
+            pieces.entry(partition).or_default().push(batch);
+            continue;
+        }
         let mut rows: Vec<Vec<u32>> = vec![Vec::new(); PARTITIONS];
-        for (row, partition) in partition_of_rows(batch, columns)?.into_iter().enumerate() {
+        for (row, partition) in partitions.into_iter().enumerate() {
             rows[partition as usize].push(row as u32);
         }
         for (partition, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
-            let piece = take_record_batch(batch, &UInt32Array::from(rows))?;
+            let piece = take_record_batch(&batch, &UInt32Array::from(rows))?;
             pieces.entry(partition as u16).or_default().push(piece);
         }
     }

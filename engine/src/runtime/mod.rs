@@ -16,8 +16,11 @@ mod by;
 mod control;
 #[cfg(test)]
 mod data_tests;
+mod encodings;
 mod fixpoint;
 mod parcel;
+mod part_file;
+mod pen;
 mod rows;
 mod source;
 mod stage;
@@ -39,7 +42,7 @@ use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
 
 pub(crate) use parcel::{Command, Report, Start};
-pub(crate) use writer::PartFile;
+pub(crate) use part_file::PartFile;
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -184,6 +187,7 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
                     keys: start.earlier.clone(),
                 }),
                 gpus: start.gpus.clone(),
+                inputs: start.published.clone(),
                 ..Context::new(stage.entry.name, stage.seed, &job.data_root, &attempt, &job.cancel)
             };
             let once = stage.bound.distribution == Distribution::Whole;
@@ -260,7 +264,7 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
                 })
                 .filter_map(|edge| stage.bound.outputs.iter().position(|(name, _)| *name == edge.output))
                 .collect();
-            streams.insert(start.stage, writer::write(result, &run, wanted, &acks));
+            streams.insert(start.stage, writer::write(result, &run, wanted, &acks, threads));
         }
     });
 }

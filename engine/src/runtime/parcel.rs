@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::DataType;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -35,8 +36,25 @@ impl Parcel {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
+    /// Bytes of these very rows: batches may be slices of a larger one.
     pub(crate) fn bytes(&self) -> usize {
-        self.batches.iter().map(RecordBatch::get_array_memory_size).sum()
+        let columns = self.batches.iter().flat_map(RecordBatch::columns);
+        columns.map(|column| bytes(column)).sum()
+    }
+}
+
+fn bytes(column: &dyn Array) -> usize {
+    match column.data_type() {
+        DataType::List(_) => {
+            let lists = column.as_list::<i32>();
+            let (start, end) = (lists.value_offsets()[0], lists.value_offsets()[lists.len()]);
+            let values = lists.values().slice(start as usize, (end - start) as usize);
+            size_of_val(lists.value_offsets()) + bytes(&values)
+        }
+        _ => {
+            let data = column.to_data();
+            data.get_slice_memory_size().unwrap_or(data.get_array_memory_size())
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where rows enter a dataflow: an operator's own source, or the parts of a published artifact.
 //!
 //! Timely has no flow control, so a source bounds what is in flight: its n-th parcel is sent at time n, and it
-//! waits while the slowest consumer in the dataflow is more than [`WINDOW`] times behind.
+//! waits while the slowest consumer in the dataflow is more than [`WINDOW`] times behind, unless these are few bytes.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -16,9 +16,12 @@ use super::stage::StageRun;
 use crate::error::{Error, Result};
 use crate::table::read_part;
 
-/// Parcels that a source may be ahead of the slowest consumer. A parcel is a block of raw input (a few MB) or
+/// Parcels that a source may always be ahead of the slowest consumer. A parcel is a block of raw input (a few MB) or
 /// a chunk of [`CHUNK_ROWS`](crate::table::CHUNK_ROWS) rows, so this bounds memory.
-const WINDOW: u64 = 4;
+const WINDOW: usize = 4;
+
+/// Bytes that it may be ahead, however many parcels they are.
+const WINDOW_BYTES: usize = 24 << 20;
 
 /// A stream of parcels.
 pub(crate) type Parcels<'scope> = Stream<'scope, u64, Vec<Parcel>>;
@@ -126,15 +129,21 @@ fn emit<'scope>(
     source(scope, "source", move |capability, info| {
         let activator = scope.activator_for(info.address);
         let mut capability = Some(capability);
+        // Time and bytes of what somebody has not consumed yet.
+        let mut ahead: VecDeque<(u64, usize)> = VecDeque::new();
         move |output| {
             let Some(held) = capability.as_mut() else { return };
             let time = *held.time();
-            if time >= WINDOW && acks.less_than(&(time - WINDOW)) {
+            while ahead.front().is_some_and(|(sent, _)| !acks.less_equal(sent)) {
+                ahead.pop_front();
+            }
+            if ahead.len() > WINDOW && ahead.iter().map(|(_, bytes)| bytes).sum::<usize>() > WINDOW_BYTES {
                 activator.activate_after(std::time::Duration::from_micros(200));
                 return;
             }
             match run.call(|_| next()) {
                 Some(Some(parcel)) => {
+                    ahead.push_back((time, parcel.bytes()));
                     output.session(&*held).give(parcel);
                     held.downgrade(&(time + 1));
                     activator.activate();

@@ -1,27 +1,24 @@
 //! Every edge becomes an artifact: parcels are put in order, cut into chunks, written to Parquet parts, and handed on.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::{Handle, Probe};
 
 use super::parcel::{Parcel, Report};
+use super::pen::Pen;
 use super::source::Parcels;
 use super::stage::StageRun;
+use super::whole::Threads;
 use crate::error::{Error, Result};
-use crate::operator::Progress;
-use crate::store::FileEntry;
+use crate::operator::{Distribution, Progress};
 use crate::table::{CHUNK_ROWS, Shape};
 
 /// Writes a stage's parcels into its attempt folder and hands on, in chunks, those of the ports in `wanted`.
@@ -30,41 +27,39 @@ pub(crate) fn write<'scope>(
     run: &StageRun,
     wanted: Vec<usize>,
     acks: &Handle<u64>,
+    threads: &Threads,
 ) -> Parcels<'scope> {
     let scope = input.scope();
     let run = run.clone();
+    let threads = threads.clone();
     let mut builder = OperatorBuilder::new("write".to_string(), scope);
     let mut input = builder.new_input(input, Exchange::new(|parcel: &Parcel| u64::from(parcel.part)));
     let (chunks, stream) = builder.new_output::<Vec<Parcel>>();
     let (_acks, ack_stream) = builder.new_output::<Vec<()>>();
     let mut chunks = OutputBuilder::from(chunks);
+    let address = builder.operator_info().address.to_vec();
+    let activator = Arc::new(scope.worker().sync_activator_for(address));
     builder.build(move |capabilities| {
-        let mut capability = capabilities.into_iter().next();
-        let mut parts: BTreeMap<(u16, u32), Part> = BTreeMap::new();
+        let mut capabilities = capabilities.into_iter();
+        let mut capability = capabilities.next();
+        // Held until the files are whole, so that the operator is there to tell.
+        let mut ending = capabilities.next();
+        let mut desk = Desk {
+            pen: Pen::new(&run, activator, threads),
+            run: run.clone(),
+            wanted,
+            parts: BTreeMap::new(),
+        };
         let mut rows = 0u64;
-        let mut bytes_in_part = 0u64;
         move |frontiers| {
             let mut output = chunks.activate();
             input.for_each(|stamp, parcels| {
                 let mut session = output.session(&stamp);
                 for parcel in parcels.drain(..) {
-                    let port = parcel.port;
-                    if port == 0 {
+                    if parcel.port == 0 {
                         rows += parcel.rows() as u64;
                     }
-                    bytes_in_part += parcel.bytes() as u64;
-                    let full = run.call(|_| {
-                        let part = match parts.entry((port, parcel.part)) {
-                            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                            std::collections::btree_map::Entry::Vacant(entry) => {
-                                entry.insert(Part::new(&run, port, parcel.part))
-                            }
-                        };
-                        part.push(parcel)
-                    });
-                    for parcel in full.into_iter().flatten().filter(|_| wanted.contains(&(port as usize))) {
-                        session.give(parcel);
-                    }
+                    desk.take(parcel).into_iter().for_each(|chunk| session.give(chunk));
                 }
                 run.progress(|| Progress {
                     done: rows,
@@ -73,50 +68,114 @@ pub(crate) fn write<'scope>(
                     figures: Vec::new(),
                 });
             });
-            let Some(held) = capability.as_mut() else { return };
-            if let Some(time) = frontiers[0].frontier().first() {
-                if *time > *held.time() {
-                    held.downgrade(time);
+            if let Some(held) = capability.as_mut() {
+                if let Some(time) = frontiers[0].frontier().first() {
+                    if *time > *held.time() {
+                        held.downgrade(time);
+                    }
+                    if let Some(ending) = ending.as_mut() {
+                        ending.downgrade(held.time());
+                    }
+                    return;
                 }
+                let mut session = output.session(&*held);
+                desk.close_all().into_iter().for_each(|chunk| session.give(chunk));
+                drop(session);
+                capability = None;
+                if let Some(ending) = ending.as_mut() {
+                    // Later than any parcel: nothing waits for it.
+                    ending.downgrade(&u64::MAX);
+                }
+            }
+            if ending.is_none() {
                 return;
             }
-            let mut session = output.session(&*held);
-            for ((port, _), part) in std::mem::take(&mut parts) {
-                let Some((last, entry)) = run.call(|_| part.finish()) else {
-                    break;
-                };
-                if let Some(entry) = entry {
-                    run.control.report(Report::Part {
-                        stage: run.index,
-                        port: port as usize,
-                        entry,
-                    });
-                }
-                for parcel in last.into_iter().filter(|_| wanted.contains(&(port as usize))) {
-                    session.give(parcel);
-                }
+            let written = desk.pen.written(&run);
+            if run.has_failed() || run.context.cancel.is_cancelled() {
+                desk.pen.abandon();
+                ending = None;
+                return;
             }
-            drop(session);
-            if !run.has_failed() && !run.context.cancel.is_cancelled() {
-                run.control.report(Report::WriterDone {
+            let Some(written) = written else { return };
+            for (port, entry) in written {
+                run.control.report(Report::Part {
                     stage: run.index,
-                    busy_seconds: run.busy_seconds(),
-                    notes: serde_json::to_string(&run.context.noted()).unwrap_or_default(),
+                    port: port as usize,
+                    entry,
                 });
             }
-            capability = None;
+            run.control.report(Report::WriterDone {
+                stage: run.index,
+                busy_seconds: run.busy_seconds(),
+                notes: serde_json::to_string(&run.context.noted()).unwrap_or_default(),
+            });
+            ending = None;
         }
     });
     ack_stream.probe_with(acks);
     stream
 }
 
-/// One part of one port: what came too early, what does not fill a chunk yet, and the file.
+/// What one worker writes of a stage.
+struct Desk {
+    run: StageRun,
+    /// Ports whose chunks are handed on.
+    wanted: Vec<usize>,
+    /// By port and number.
+    parts: BTreeMap<(u16, u32), Part>,
+    pen: Pen,
+}
+
+impl Desk {
+    /// Takes rows in; returns the chunks to hand on.
+    fn take(&mut self, parcel: Parcel) -> Vec<Parcel> {
+        let place = (parcel.port, parcel.part);
+        let run = &self.run;
+        let part = self
+            .parts
+            .entry(place)
+            .or_insert_with(|| Part::new(run, place.0, place.1));
+        let mut chunks = run.call(|_| part.push(parcel)).unwrap_or_default();
+        for chunk in &chunks {
+            self.pen.write(run, &part.path, chunk);
+        }
+        chunks.retain(|chunk| self.wanted.contains(&usize::from(chunk.port)));
+        // A partition comes as one parcel, so its file is whole now.
+        if matches!(run.stage.bound.distribution, Distribution::By(_)) {
+            chunks.extend(self.close(place));
+        }
+        chunks
+    }
+
+    /// Closes a part; returns its last chunk, if that is to be handed on.
+    fn close(&mut self, place: (u16, u32)) -> Option<Parcel> {
+        let part = self.parts.remove(&place)?;
+        let path = part.path.clone();
+        let last = self.run.call(|_| part.finish())?;
+        if let Some(chunk) = &last {
+            self.pen.write(&self.run, &path, chunk);
+        }
+        self.pen.close(place.0, &path);
+        last.filter(|_| self.wanted.contains(&usize::from(place.0)))
+    }
+
+    /// Closes what is open; nothing more comes.
+    fn close_all(&mut self) -> Vec<Parcel> {
+        let places: Vec<(u16, u32)> = self.parts.keys().copied().collect();
+        let chunks = places.into_iter().filter_map(|place| self.close(place)).collect();
+        self.pen.finish();
+        chunks
+    }
+}
+
+/// One part of one port: what came too early, and what does not fill a chunk yet.
 struct Part {
     schema: SchemaRef,
     path: PathBuf,
     port: u16,
     part: u32,
+    /// Whether parts are partitions.
+    partitioned: bool,
     /// The place that comes next.
     next: u32,
     early: BTreeMap<u32, Vec<RecordBatch>>,
@@ -124,7 +183,6 @@ struct Part {
     waiting_rows: usize,
     /// The next chunk's place.
     chunk: u32,
-    file: Option<PartFile>,
 }
 
 impl Part {
@@ -139,12 +197,12 @@ impl Part {
             path: run.context.attempt.join(name).join(format!("part-{part:05}.parquet")),
             port,
             part,
+            partitioned: matches!(run.stage.bound.distribution, Distribution::By(_)),
             next: 0,
             early: BTreeMap::new(),
             waiting: Vec::new(),
             waiting_rows: 0,
             chunk: 0,
-            file: None,
         }
     }
 
@@ -170,18 +228,15 @@ impl Part {
         Ok(full)
     }
 
-    /// Writes what waits as one chunk, a row group of its own.
+    /// What waits as one chunk, a row group of its own.
     fn chunk(&mut self) -> Result<Parcel> {
         let batch = concat_batches(&self.schema, &self.waiting)?;
         self.waiting.clear();
         self.waiting_rows = 0;
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(PartFile::create(&self.path, &self.schema)?),
-        };
-        file.write(&batch)?;
+        // Partitions stay where they are; the few parts of others would keep a few workers busy.
+        let turn = if self.partitioned { 0 } else { self.chunk };
         let parcel = Parcel {
-            to: u64::from(self.part),
+            to: u64::from(self.part) + u64::from(turn),
             port: self.port,
             part: self.part,
             seq: self.chunk,
@@ -191,107 +246,14 @@ impl Part {
         Ok(parcel)
     }
 
-    fn finish(mut self) -> Result<(Option<Parcel>, Option<FileEntry>)> {
+    /// The last chunk.
+    fn finish(mut self) -> Result<Option<Parcel>> {
         if !self.early.is_empty() {
             return Err(Error::internal(format!(
                 "part {} has a gap at place {}",
                 self.part, self.next
             )));
         }
-        let last = if self.waiting_rows > 0 {
-            Some(self.chunk()?)
-        } else {
-            None
-        };
-        let entry = self.file.map(PartFile::finish).transpose()?;
-        Ok((last, entry))
+        (self.waiting_rows > 0).then(|| self.chunk()).transpose()
     }
-}
-
-/// A Parquet file that knows its digest when it is finished.
-pub(crate) struct PartFile {
-    path: PathBuf,
-    writer: ArrowWriter<Hashing>,
-    rows: u64,
-}
-
-impl PartFile {
-    pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, &error))?;
-        }
-        let file = File::create(path).map_err(|error| Error::io("write", path, &error))?;
-        let properties = WriterProperties::builder()
-            .set_created_by("sluice".to_string())
-            .set_compression(Compression::ZSTD(
-                ZstdLevel::try_new(1).map_err(|error| failed(path, error))?,
-            ))
-            .set_max_row_group_row_count(Some(CHUNK_ROWS))
-            .build();
-        let sink = Hashing {
-            file: BufWriter::with_capacity(1 << 18, file),
-            hasher: blake3::Hasher::new(),
-            bytes: 0,
-        };
-        let writer =
-            ArrowWriter::try_new(sink, schema.clone(), Some(properties)).map_err(|error| failed(path, error))?;
-        Ok(PartFile {
-            path: path.to_path_buf(),
-            writer,
-            rows: 0,
-        })
-    }
-
-    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.rows += batch.num_rows() as u64;
-        self.writer
-            .write(batch)
-            .and_then(|()| self.writer.flush())
-            .map_err(|error| failed(&self.path, error))
-    }
-
-    pub(crate) fn finish(self) -> Result<FileEntry> {
-        let path = self.path;
-        let mut sink = self.writer.into_inner().map_err(|error| failed(&path, error))?;
-        sink.file.flush().map_err(|error| Error::io("write", &path, &error))?;
-        sink.file
-            .get_ref()
-            .sync_all()
-            .map_err(|error| Error::io("sync", &path, &error))?;
-        Ok(FileEntry {
-            name: path.file_name().unwrap_or_default().to_string_lossy().to_string(),
-            bytes: sink.bytes,
-            digest: sink.hasher.finalize().to_hex().to_string(),
-            rows: self.rows,
-        })
-    }
-}
-
-struct Hashing {
-    file: BufWriter<File>,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// The error of the file system below an error of Parquet tells more: a full disk has a code of its own.
-fn failed(path: &Path, error: parquet::errors::ParquetError) -> Error {
-    if let parquet::errors::ParquetError::External(source) = &error
-        && let Some(source) = source.downcast_ref::<std::io::Error>()
-    {
-        return Error::io("write", path, source);
-    }
-    Error::device("write", format!("cannot write \"{}\": {error}", path.display()))
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use arrow::array::RecordBatch;
+
 use super::{Running, State, Status};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -168,6 +170,7 @@ impl State {
             usage: Usage {
                 cpu_seconds: cpu_seconds() - running.cpu_seconds,
                 peak_memory: running.peak_memory.max(resident()),
+                energy: self.meter.joules().zip(running.energy).map(|(now, then)| now - then),
                 gpus: running.gpus.clone(),
             },
             accepted: None,
@@ -224,7 +227,13 @@ fn written(
             Shape::Table(schema) => {
                 let mut parts = running.parts.get(&port).cloned().unwrap_or_default();
                 if parts.is_empty() {
-                    parts.push(PartFile::create(&folder.join("part-00000.parquet"), schema)?.finish()?);
+                    parts.push(
+                        PartFile::create(
+                            &folder.join("part-00000.parquet"),
+                            &RecordBatch::new_empty(schema.clone()),
+                        )?
+                        .finish()?,
+                    );
                 }
                 parts.sort_by(|a, b| a.name.cmp(&b.name));
                 let paths = parts.iter().map(|part| folder.join(&part.name)).collect();

@@ -1,5 +1,7 @@
 //! Specs from text: problems with their places, parameters, overrides, references and axes.
 
+use serde_json::json;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Spec, String> {
@@ -85,4 +87,104 @@ fn params_keep_their_type_and_overrides_win() {
         config,
         ["path=\"beauty/f.tsv\"", "k=7", "columns={\"user\":\"u\"}", "rate=0.001"]
     );
+}
+
+const PRESETS: &str = "params: { budget: small, users: 10 }
+presets:
+  budget:
+    small: { steps: 5, sizes: { s: { a.k: 1 } } }
+    full: { steps: 900, users: 500, sizes: { s: { a.k: 1 }, l: { a.k: 2 } } }
+stages:
+  a: { op: x, path: f, k: 1, steps: \"${steps}\", users: \"${users}\" }
+sweep: { axes: { size: \"${sizes}\" } }
+expect:
+  - { stage: a, rows: \"${users}\" }
+";
+
+fn presets(params: &[&str]) -> Result<(usize, String, Value), Vec<String>> {
+    let overrides = Overrides {
+        params: params.iter().map(ToString::to_string).collect(),
+        ..Overrides::default()
+    };
+    let spec = Spec::parse("p.yaml", PRESETS, &overrides)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let (_, stage) = &spec.stages[0].variants[0];
+    let config = stage
+        .config
+        .iter()
+        .map(|(key, node)| format!("{}={}", key.name, node.value()));
+    let expect = spec.expect[0].value();
+    Ok((spec.sweep.points.len(), config.collect::<Vec<_>>().join(" "), expect))
+}
+
+#[test]
+fn a_preset_sets_what_is_not_given() {
+    let (points, config, expect) = presets(&[]).unwrap();
+    assert_eq!((points, config.as_str()), (1, "path=\"f\" k=1 steps=5 users=10"));
+    assert_eq!(expect, json!({ "stage": "a", "rows": 10 }));
+    let (points, config, _) = presets(&["budget=full"]).unwrap();
+    assert_eq!((points, config.as_str()), (2, "path=\"f\" k=1 steps=900 users=500"));
+    let (points, config, _) = presets(&["steps=7", "budget=full", "users=1"]).unwrap();
+    assert_eq!((points, config.as_str()), (2, "path=\"f\" k=1 steps=7 users=1"));
+}
+
+#[test]
+fn what_the_command_line_repeats_says_the_same() {
+    let parse = |params: &[&str], set: &[&str]| {
+        let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
+        let overrides = Overrides {
+            params: texts(params),
+            set: texts(set),
+        };
+        Spec::parse("p.yaml", PRESETS, &overrides).unwrap()
+    };
+    let written = parse(&[], &[]);
+    for (params, set, same) in [
+        (&["budget=small"][..], &[][..], true),
+        (&["users=10", "steps=5"], &["a.path=f"], true),
+        (&["budget=full"], &[], false),
+        (&["users=11"], &[], false),
+        (&[], &["a.path=g"], false),
+    ] {
+        assert_eq!(parse(params, set).says_the_same(&written), same, "{params:?} {set:?}");
+    }
+}
+
+#[test]
+fn a_preset_that_is_none_is_told() {
+    let problems = presets(&["budget=smal"]).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for words in [
+        "\"budget\" has no preset \"smal\"",
+        "known: small, full",
+        "did you mean \"small\"?",
+    ] {
+        assert!(problems[0].contains(words), "{words}: {}", problems[0]);
+    }
+    let problems = presets(&["step=7"]).unwrap_err();
+    assert!(problems[0].contains("did you mean \"steps\"?"), "{problems:?}");
+}
+
+#[test]
+fn presets_want_a_parameter_of_their_own() {
+    for (presets, code) in [
+        ("params: {}\npresets: { budget: { small: { k: 1 } } }", "unknown-param"),
+        ("params: { b: x }\npresets: { b: { x: 3 } }", "bad-value"),
+        (
+            "params: { b: x, c: y }\npresets: { b: { x: { k: 3 } }, c: { y: { k: 4 } } }",
+            "bad-preset",
+        ),
+        (
+            "params: { b: x, c: y }\npresets: { b: { x: { c: z } }, c: { y: { k: 4 } } }",
+            "bad-preset",
+        ),
+    ] {
+        let text = format!("{presets}\nstages:\n  a: {{ op: x }}\n");
+        let problems = Spec::parse("p.yaml", &text, &Overrides::default()).unwrap_err();
+        assert_eq!(
+            problems.iter().map(|error| error.code.as_str()).collect::<Vec<_>>(),
+            [code],
+            "{presets}"
+        );
+    }
 }

@@ -47,6 +47,9 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Most resident memory seen, in bytes.
     pub peak_memory: u64,
+    /// Joules that the processors of the machine took, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<f64>,
     /// Ids of the devices it was given.
     pub gpus: Vec<usize>,
 }

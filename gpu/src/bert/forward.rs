@@ -9,7 +9,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{Activation, BertConfig, BertError, BertWeights, check_batch};
+use super::BertConfig;
+use super::weights::layout;
+use crate::encoder::{Activation, Checkpoint, EncoderError, Forward, check_batch};
 use crate::lanes;
 use crate::product::{View, product};
 
@@ -53,44 +55,43 @@ struct Norm {
 
 impl BertEncoder {
     /// Reads `config.json` and the weights in `folder`.
-    pub fn load(folder: &Path) -> Result<Self, BertError> {
-        let config = BertConfig::load(folder)?;
-        let weights = BertWeights::load(folder, &config)?;
-        Ok(Self::new(config, &weights))
+    pub fn load(folder: &Path) -> Result<Self, EncoderError> {
+        Self::open(folder, BertConfig::load(folder)?)
     }
 
-    /// An encoder from a checked configuration and the weights loaded for it.
-    pub fn new(config: BertConfig, weights: &BertWeights) -> Self {
+    /// Reads the weights in `folder` that a checked configuration implies.
+    pub(crate) fn open(folder: &Path, config: BertConfig) -> Result<Self, EncoderError> {
+        let weights = Checkpoint::open(folder, &layout(&config))?;
         let d = config.hidden_size;
-        let linear = |names: &[String]| Linear::new(names, weights);
-        let norm = |name: &str| Norm::new(name, weights, config.layer_norm_eps);
-        let mut positions_td = weights.get("embeddings.position_embeddings.weight").to_vec();
-        let type_d = &weights.get("embeddings.token_type_embeddings.weight")[..d];
+        let linear = |names: &[String]| Linear::new(names, &weights);
+        let norm = |name: &str| Norm::new(name, &weights, config.layer_norm_eps);
+        let mut positions_td = weights.get("embeddings.position_embeddings.weight")?;
+        let types_nd = weights.get("embeddings.token_type_embeddings.weight")?;
         for row in positions_td.chunks_exact_mut(d) {
-            row.iter_mut().zip(type_d).for_each(|(x, t)| *x += t);
+            row.iter_mut().zip(&types_nd[..d]).for_each(|(x, t)| *x += t);
         }
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| {
                 let at = |name: &str| format!("encoder.layer.{layer}.{name}");
                 let self_attention = ["query", "key", "value"].map(|part| at(&format!("attention.self.{part}")));
-                Block {
-                    query_key_value: linear(&self_attention),
-                    attention_out: linear(&[at("attention.output.dense")]),
-                    attention_norm: norm(&at("attention.output.LayerNorm")),
-                    up: linear(&[at("intermediate.dense")]),
-                    down: linear(&[at("output.dense")]),
-                    norm: norm(&at("output.LayerNorm")),
-                }
+                Ok(Block {
+                    query_key_value: linear(&self_attention)?,
+                    attention_out: linear(&[at("attention.output.dense")])?,
+                    attention_norm: norm(&at("attention.output.LayerNorm"))?,
+                    up: linear(&[at("intermediate.dense")])?,
+                    down: linear(&[at("output.dense")])?,
+                    norm: norm(&at("output.LayerNorm"))?,
+                })
             })
-            .collect();
-        BertEncoder {
+            .collect::<Result<_, EncoderError>>()?;
+        Ok(BertEncoder {
             activation: config.activation().unwrap_or(Activation::Gelu),
-            words_vd: weights.get("embeddings.word_embeddings.weight").to_vec(),
+            words_vd: weights.get("embeddings.word_embeddings.weight")?,
             positions_td,
-            norm: norm("embeddings.LayerNorm"),
+            norm: norm("embeddings.LayerNorm")?,
             blocks,
             config,
-        }
+        })
     }
 
     /// The configuration the encoder was built from.
@@ -103,8 +104,9 @@ impl BertEncoder {
     /// Runs on the current rayon pool. A sequence's rows are the same bits whatever else is in the batch and however
     /// many threads there are. Errors: offsets that do not rise from 0 to T, an empty or too long sequence, an id
     /// outside the vocabulary.
-    pub fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, BertError> {
-        check_batch(&self.config, ids_t, offsets)?;
+    pub fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        let most = self.config.max_position_embeddings;
+        check_batch(ids_t, offsets, self.config.vocab_size, Some(most))?;
         let d = self.config.hidden_size;
         let padded = ids_t.len().next_multiple_of(SMALL_PANEL);
         let mut hidden_td = self.embed(ids_t, offsets, padded);
@@ -124,11 +126,7 @@ impl BertEncoder {
                     block.attention_out.apply(context_td, mixed_td);
                     block.attention_norm.add(mixed_td, hidden_td);
                     block.up.apply(mixed_td, inner_ti);
-                    match self.activation {
-                        Activation::Gelu => lanes::gelu(inner_ti),
-                        Activation::GeluTanh => lanes::gelu_tanh(inner_ti),
-                        Activation::Relu => lanes::relu(inner_ti),
-                    }
+                    self.activation.apply(inner_ti);
                     block.down.apply(inner_ti, hidden_td);
                     block.norm.add(hidden_td, mixed_td);
                 },
@@ -196,6 +194,12 @@ impl BertEncoder {
     }
 }
 
+impl Forward for BertEncoder {
+    fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        BertEncoder::forward(self, ids_t, offsets)
+    }
+}
+
 /// The panels of a packed batch [T, width], T a multiple of [`SMALL_PANEL`].
 fn panels(x: &[f32], width: usize) -> impl IndexedParallelIterator<Item = &[f32]> {
     let (whole, rest) = x.split_at(x.len() / (PANEL * width) * (PANEL * width));
@@ -213,24 +217,21 @@ fn panels_mut(x: &mut [f32], width: usize) -> impl IndexedParallelIterator<Item 
 
 impl Linear {
     /// The layers `names`, side by side in the output.
-    fn new(names: &[String], weights: &BertWeights) -> Self {
-        let mut bias_o = Vec::new();
-        let parts: Vec<&[f32]> = names
-            .iter()
-            .map(|name| {
-                bias_o.extend_from_slice(weights.get(&format!("{name}.bias")));
-                weights.get(&format!("{name}.weight"))
-            })
-            .collect();
+    fn new(names: &[String], weights: &Checkpoint) -> Result<Self, EncoderError> {
+        let (mut bias_o, mut weight_oi) = (Vec::new(), Vec::new());
+        for name in names {
+            bias_o.extend(weights.get(&format!("{name}.bias"))?);
+            weight_oi.extend(weights.get(&format!("{name}.weight"))?);
+        }
         let outputs = bias_o.len();
-        let inputs = parts.iter().map(|p| p.len()).sum::<usize>() / outputs;
+        let inputs = weight_oi.len() / outputs;
         let mut weight_io = vec![0f32; inputs * outputs];
-        for (o, row) in parts.iter().flat_map(|part| part.chunks_exact(inputs)).enumerate() {
+        for (o, row) in weight_oi.chunks_exact(inputs).enumerate() {
             for (i, w) in row.iter().enumerate() {
                 weight_io[i * outputs + o] = *w;
             }
         }
-        Linear { weight_io, bias_o }
+        Ok(Linear { weight_io, bias_o })
     }
 
     /// One panel: `out = x W + b`; the product starts from the bias.
@@ -254,12 +255,12 @@ impl Linear {
 }
 
 impl Norm {
-    fn new(name: &str, weights: &BertWeights, epsilon: f64) -> Self {
-        Norm {
-            scale_d: weights.get(&format!("{name}.weight")).to_vec(),
-            shift_d: weights.get(&format!("{name}.bias")).to_vec(),
+    fn new(name: &str, weights: &Checkpoint, epsilon: f64) -> Result<Self, EncoderError> {
+        Ok(Norm {
+            scale_d: weights.get(&format!("{name}.weight"))?,
+            shift_d: weights.get(&format!("{name}.bias"))?,
             epsilon: epsilon as f32,
-        }
+        })
     }
 
     /// `x = norm(x + residual)`.

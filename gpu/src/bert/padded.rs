@@ -4,8 +4,9 @@ use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
 
-use super::weights::expected_shapes;
-use super::{Activation, BertConfig, BertError, BertWeights, check_batch};
+use super::BertConfig;
+use super::weights::layout;
+use crate::encoder::{Activation, Checkpoint, EncoderError, Forward, Padding, check_batch};
 
 /// A BERT encoder on a candle device, in f32.
 pub struct PaddedBert {
@@ -17,19 +18,13 @@ pub struct PaddedBert {
 
 impl PaddedBert {
     /// Reads `config.json` and the weights in `folder` onto `device`.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, BertError> {
-        let config = BertConfig::load(folder)?;
-        let weights = BertWeights::load(folder, &config)?;
-        Self::new(config, &weights, device)
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        Self::open(folder, BertConfig::load(folder)?, device)
     }
 
-    /// An encoder from a checked configuration and the weights loaded for it.
-    pub fn new(config: BertConfig, weights: &BertWeights, device: &Device) -> Result<Self, BertError> {
-        let mut tensors = std::collections::HashMap::new();
-        for (name, shape) in expected_shapes(&config) {
-            let tensor = Tensor::from_slice(weights.get(&name), shape, device)?;
-            tensors.insert(name, tensor);
-        }
+    /// Reads the weights in `folder` that a checked configuration implies.
+    pub(crate) fn open(folder: &Path, config: BertConfig, device: &Device) -> Result<Self, EncoderError> {
+        let tensors = Checkpoint::open(folder, &layout(&config))?.load_on(device)?;
         let activation = config.activation().unwrap_or(Activation::Gelu);
         Ok(PaddedBert {
             config,
@@ -46,30 +41,15 @@ impl PaddedBert {
 
     /// Last hidden states [T, D], row-major, of the packed sequences `ids_T[offsets[i]..offsets[i + 1]]`: pads them to
     /// the longest, computes with a mask, and packs the result. Errors as the CPU encoder, and the device's own.
-    pub fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, BertError> {
-        check_batch(&self.config, ids_t, offsets)?;
-        let lengths: Vec<usize> = offsets.windows(2).map(|w| w[1] - w[0]).collect();
-        let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
-        if batch == 0 {
+    pub fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        let most = self.config.max_position_embeddings;
+        check_batch(ids_t, offsets, self.config.vocab_size, Some(most))?;
+        if ids_t.is_empty() {
             return Ok(Vec::new());
         }
-        let mut ids_bt = vec![0u32; batch * longest];
-        let mut mask_bt = vec![f32::NEG_INFINITY; batch * longest];
-        for (row, span) in offsets.windows(2).enumerate() {
-            let at = row * longest;
-            ids_bt[at..at + lengths[row]].copy_from_slice(&ids_t[span[0]..span[1]]);
-            mask_bt[at..at + lengths[row]].fill(0.0);
-        }
-        let ids_bt = Tensor::from_vec(ids_bt, (batch, longest), &self.device)?;
-        let mask_b11t = Tensor::from_vec(mask_bt, (batch, 1, 1, longest), &self.device)?;
-        let hidden_btd = self.padded(&ids_bt, &mask_b11t)?;
-        let d = self.config.hidden_size;
-        let all = hidden_btd.flatten_all()?.to_vec1::<f32>()?;
-        let mut packed_td = Vec::with_capacity(ids_t.len() * d);
-        for (row, length) in lengths.iter().enumerate() {
-            packed_td.extend_from_slice(&all[row * longest * d..][..length * d]);
-        }
-        Ok(packed_td)
+        let padding = Padding::new(offsets);
+        let (ids_bt, mask_b11t) = padding.pad(ids_t, &self.device)?;
+        Ok(padding.pack(&self.padded(&ids_bt, &mask_b11t)?)?)
     }
 
     fn padded(&self, ids_bt: &Tensor, mask_b11t: &Tensor) -> candle_core::Result<Tensor> {
@@ -99,11 +79,7 @@ impl PaddedBert {
             let mixed_btd = (self.linear(&context_btd, &at("attention.output.dense"))? + &x_btd)?;
             let mixed_btd = self.norm(&mixed_btd, &at("attention.output.LayerNorm"))?;
             let inner = self.linear(&mixed_btd, &at("intermediate.dense"))?;
-            let inner = match self.activation {
-                Activation::Gelu => inner.gelu_erf()?,
-                Activation::GeluTanh => inner.gelu()?,
-                Activation::Relu => inner.relu()?,
-            };
+            let inner = self.activation.of_tensor(&inner)?;
             let out_btd = (self.linear(&inner, &at("output.dense"))? + mixed_btd)?;
             x_btd = self.norm(&out_btd, &at("output.LayerNorm"))?;
         }
@@ -128,5 +104,11 @@ impl PaddedBert {
         let x = x.broadcast_div(&(variance + self.config.layer_norm_eps)?.sqrt()?)?;
         x.broadcast_mul(self.get(&format!("{name}.weight")))?
             .broadcast_add(self.get(&format!("{name}.bias")))
+    }
+}
+
+impl Forward for PaddedBert {
+    fn forward(&self, ids_t: &[u32], offsets: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        PaddedBert::forward(self, ids_t, offsets)
     }
 }

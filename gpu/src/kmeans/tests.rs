@@ -147,3 +147,77 @@ fn surplus_centres_repeat_the_first_and_stay_unused() {
     assert!((2..5).all(|k| fit.centres_kd[k * 2..][..2] == fit.centres_kd[..2]));
     assert!(fit.labels_n.iter().all(|k| *k < 2));
 }
+
+/// Nearest centre and squared distance of every row, one by one.
+fn nearest(x: &[f32], dim: usize, centres_kd: &[f32]) -> Vec<(u32, f64)> {
+    let row = |row: &[f32]| {
+        let distances = centres_kd
+            .chunks_exact(dim)
+            .map(|centre| lanes::squared_distance(row, centre));
+        let first = (0, f64::INFINITY);
+        (0u32..)
+            .zip(distances)
+            .fold(first, |best, next| if next.1 < best.1 { next } else { best })
+    };
+    x.chunks_exact(dim).map(row).collect()
+}
+
+/// Laws of Lloyd's iterations, on problems of many shapes, some with weights, ties and empty clusters.
+#[test]
+fn lloyd_never_gets_worse_and_rows_are_at_their_nearest_centre() {
+    let mut all = 0;
+    for case in 0..24u64 {
+        let dim = [1, 2, 7, 16, 33][case as usize % 5];
+        let n = 40 + 17 * case as usize;
+        let mut x = blobs(n, dim, case);
+        if case % 3 == 0 {
+            // On a grid, with many ties.
+            x.iter_mut().for_each(|value| *value = value.round());
+        }
+        let weights: Option<Vec<f32>> = (case % 4 == 1).then(|| (0..n).map(|row| (row % 5) as f32).collect());
+        let clusters = 3 + case as usize % 11;
+        // Neighbouring rows as centres are a bad start, and leave some empty.
+        let init = Init::Given(x[..clusters * dim].to_vec());
+        let after = |iterations| {
+            let schedule = Schedule::Lloyd {
+                max_iterations: iterations,
+                tolerance: 0.0,
+            };
+            let config = KMeansConfig {
+                schedule,
+                ..lloyd(clusters, init.clone())
+            };
+            fit(&x, dim, weights.as_deref(), &config).unwrap()
+        };
+        let mut before = f64::INFINITY;
+        for iterations in 0.. {
+            let fit = after(iterations);
+            // Means are rounded to f32.
+            assert!(
+                fit.inertia <= before * (1.0 + 1e-6),
+                "case {case}, iteration {iterations}: {before} -> {}",
+                fit.inertia
+            );
+            before = fit.inertia;
+            let nearest = nearest(&x, dim, &fit.centres_kd);
+            let mut sum = 0.0;
+            for (row, (label, distance)) in nearest.iter().enumerate() {
+                assert_eq!(
+                    fit.labels_n[row], *label,
+                    "case {case}, iteration {iterations}, row {row}"
+                );
+                sum += distance * weights.as_ref().map_or(1.0, |w| f64::from(w[row]));
+            }
+            assert!(
+                (fit.inertia - sum).abs() <= 1e-9 * sum,
+                "case {case}: {} {sum}",
+                fit.inertia
+            );
+            if fit.converged {
+                all += iterations;
+                break;
+            }
+        }
+    }
+    assert!(all > 24 * 3, "only {all} iterations");
+}

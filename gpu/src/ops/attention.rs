@@ -125,6 +125,7 @@ pub(crate) unsafe fn backward(shape: &Attention, from: Sources, grad: &[f32], in
                 for head in 0..shape.heads {
                     backward_head(shape, from, (s, head), &buckets, room, &mut share);
                 }
+                rescale(&mut room.dq, shape.scale);
                 // SAFETY: the rows of this sequence, which belongs to this task only; q, k and v columns are apart.
                 unsafe {
                     let (dq, dkv) = into.pointers();
@@ -191,7 +192,7 @@ fn backward_head(
         line.clear();
         line.resize(buckets.len(), 0.0);
         for (i, row) in ds.chunks_exact(wide).enumerate() {
-            let end = if shape.causal { i + 1 } else { nk };
+            let end = seen(shape, (nq, nk), i);
             super::elementwise::add_to(&mut line[nq - 1 - i..][..end], &row[..end]);
         }
         for (&bucket, sum) in buckets.iter().zip(line.iter()) {
@@ -216,6 +217,14 @@ fn lengths(shape: &Attention, s: usize) -> (usize, usize) {
     )
 }
 
+/// How many of the keys query `i` sees.
+pub(super) fn seen(shape: &Attention, (nq, nk): (usize, usize), i: usize) -> usize {
+    match shape.causal {
+        true => nk - nq + i + 1,
+        false => nk,
+    }
+}
+
 /// Queries, keys and values of a sequence into the room.
 fn load(shape: &Attention, from: Sources, s: usize, room: &mut Room) {
     let (nq, nk) = lengths(shape, s);
@@ -227,9 +236,16 @@ fn load(shape: &Attention, from: Sources, s: usize, room: &mut Room) {
         nq,
         &mut room.q,
     );
+    rescale(&mut room.q, shape.scale);
     let kv = &from.kv[shape.keys[s] * from.kv_row + from.k_column..];
     load_heads(kv, from.kv_row, shape, nk, &mut room.k);
     load_heads(&kv[width..], from.kv_row, shape, nk, &mut room.v);
+}
+
+fn rescale(values: &mut [f32], scale: f32) {
+    if scale != 1.0 {
+        values.iter_mut().for_each(|x| *x *= scale);
+    }
 }
 
 /// `[rows, H·K]` at a row stride to `[H, rows, K]`.
@@ -275,7 +291,7 @@ fn bucket_row(shape: &Attention, s: usize, from: &Sources) -> Vec<u32> {
     if from.bias.is_empty() || nq == 0 {
         Vec::new()
     } else {
-        shape.buckets.table(nq, nk)
+        shape.buckets.map_or_else(Vec::new, |buckets| buckets.table(nq, nk))
     }
 }
 
@@ -302,7 +318,7 @@ fn probabilities(shape: &Attention, from: Sources, s: usize, head: usize, bucket
     line.clear();
     line.extend(buckets.iter().map(|&b| from.bias[b as usize * shape.heads + head]));
     for (i, row) in scores.chunks_exact_mut(wide).enumerate() {
-        let end = if shape.causal { i + 1 } else { nk };
+        let end = seen(shape, (nq, nk), i);
         if !line.is_empty() {
             super::elementwise::add_to(&mut row[..end], &line[nq - 1 - i..][..end]);
         }

@@ -1,6 +1,7 @@
 //! Dropout, bias and residual kernels on rows.
 
 use super::Dropout;
+use super::attention::exp;
 use super::isa::vectorized;
 use crate::random::bits32;
 use rayon::prelude::*;
@@ -56,9 +57,77 @@ vectorized! {
 }
 
 vectorized! {
+    /// `gate / (1 + exp(-gate)) * up`.
+    fn swiglu_task(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) { *out = g / (1.0 + exp(-g)) * u; }
+    }
+}
+
+vectorized! {
+    /// Gradients of both factors of [`swiglu`].
+    fn swiglu_back_task(gate: &[f32], up: &[f32], grad: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        for i in 0..grad.len() {
+            let s = 1.0 / (1.0 + exp(-gate[i]));
+            let silu = gate[i] * s;
+            dup[i] = grad[i] * silu;
+            dgate[i] = grad[i] * up[i] * (s + silu * (1.0 - s));
+        }
+    }
+}
+
+/// `silu(gate) * up`, in parallel.
+pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    out.par_chunks_mut(TASK)
+        .zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK)))
+        .for_each(|(out, (gate, up))| swiglu_task(gate, up, out));
+}
+
+/// Gradients of both factors, in parallel.
+pub(crate) fn swiglu_backward((gate, up): (&[f32], &[f32]), grad: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    dgate
+        .par_chunks_mut(TASK)
+        .zip(dup.par_chunks_mut(TASK))
+        .zip(
+            gate.par_chunks(TASK)
+                .zip(up.par_chunks(TASK))
+                .zip(grad.par_chunks(TASK)),
+        )
+        .for_each(|((dgate, dup), ((gate, up), grad))| swiglu_back_task(gate, up, grad, dgate, dup));
+}
+
+vectorized! {
     /// `out += x`.
     pub(crate) fn add_to(out: &mut [f32], x: &[f32]) {
         for (o, x) in out.iter_mut().zip(x) { *o += x; }
+    }
+}
+
+/// Sums of products of rows.
+pub(crate) fn row_dots(x: &[f32], y: &[f32], columns: usize, out: &mut [f32]) {
+    out.par_iter_mut()
+        .zip(x.par_chunks(columns).zip(y.par_chunks(columns)))
+        .with_min_len(64)
+        .for_each(|(out, (x, y))| *out = super::norm::dot(x, y));
+}
+
+/// `out (+)= x` with every row times its own factor.
+pub(crate) fn scale_rows(x: &[f32], factors: &[f32], columns: usize, out: &mut [f32], accumulate: bool) {
+    out.par_chunks_mut(columns)
+        .zip(x.par_chunks(columns).zip(factors))
+        .with_min_len(64)
+        .for_each(|(out, (x, factor))| {
+            for (out, x) in out.iter_mut().zip(x) {
+                let value = x * factor;
+                *out = if accumulate { *out + value } else { value };
+            }
+        });
+}
+
+/// `x *= factor`, in parallel; nothing to do for 1.
+pub(crate) fn rescale(x: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        x.par_chunks_mut(TASK)
+            .for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
     }
 }
 

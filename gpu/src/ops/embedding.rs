@@ -1,15 +1,16 @@
 //! Row gather and its deterministic scatter-add.
 
 use super::elementwise::add_to;
+use crate::frozen::Numbers;
 use rayon::prelude::*;
 
 /// `out[t] = table[rows[t]]`, in parallel.
-pub(crate) fn gather_rows(table: &[f32], columns: usize, rows: &[u32], out: &mut [f32]) {
+pub(crate) fn gather_rows(table: Numbers, columns: usize, rows: &[u32], out: &mut [f32]) {
     out.par_chunks_mut(64 * columns)
         .zip(rows.par_chunks(64))
         .for_each(|(out, rows)| {
             for (out, &row) in out.chunks_exact_mut(columns).zip(rows) {
-                out.copy_from_slice(&table[row as usize * columns..][..columns]);
+                table.write(row as usize * columns, out);
             }
         });
 }

@@ -7,6 +7,7 @@ mod tile;
 
 use super::isa::{Isa, isa, vectorized};
 use super::norm::dot;
+use crate::frozen::Numbers;
 use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use tile::transpose_16;
@@ -56,6 +57,58 @@ impl<'a> View<'a> {
     }
 }
 
+/// A right operand: as a [`View`], of numbers that may have 16 bits. Its rows or its columns are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a> {
+    numbers: Numbers<'a>,
+    row: usize,
+    column: usize,
+}
+
+impl<'a> Right<'a> {
+    /// A dense row-major matrix with `columns` columns.
+    pub fn rows(numbers: Numbers<'a>, columns: usize) -> Self {
+        Right {
+            numbers,
+            row: columns,
+            column: 1,
+        }
+    }
+
+    /// The same numbers, transposed.
+    pub fn t(self) -> Self {
+        Right {
+            row: self.column,
+            column: self.row,
+            ..self
+        }
+    }
+
+    /// Without its first rows.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Right {
+            numbers: self.numbers.skip(rows * self.row),
+            ..self
+        }
+    }
+
+    fn check(self, rows: usize, columns: usize) {
+        if rows > 0 && columns > 0 {
+            assert!((rows - 1) * self.row + (columns - 1) * self.column < self.numbers.len());
+        }
+    }
+}
+
+impl<'a> From<View<'a>> for Right<'a> {
+    fn from(view: View<'a>) -> Self {
+        Right {
+            numbers: Numbers::F32(view.data),
+            row: view.row,
+            column: view.column,
+        }
+    }
+}
+
 /// Rows of the result that one task computes.
 const TASK_ROWS: usize = 96;
 /// Depth of one block: a panel of the right operand of this depth stays in the first-level cache.
@@ -72,13 +125,20 @@ pub(crate) struct Scratch {
     transposed: Vec<f32>,
 }
 
+impl Scratch {
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> usize {
+        4 * (self.right.capacity() + self.left.capacity() + self.transposed.capacity())
+    }
+}
+
 /// `c[m, n] = a[m, k] · b[k, n]` (or `+=`), rows of `c` in parallel; `finish(first_row, rows)` runs on each finished
 /// group of rows while it is still in the cache.
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn multiply(
+pub(crate) fn multiply<'b>(
     (m, n, k): (usize, usize, usize),
     a: View,
-    b: View,
+    b: impl Into<Right<'b>>,
     c: &mut [f32],
     accumulate: bool,
     scratch: &mut Scratch,
@@ -88,18 +148,14 @@ pub(crate) fn multiply(
     if m == 0 || n == 0 {
         return;
     }
+    let b = b.into();
     a.check(m, k);
     b.check(k, n);
     let width = isa().tile().1;
     let panels = n.div_ceil(width);
     grow(&mut scratch.right, panels * width * k);
     let right = &mut scratch.right[..panels * width * k];
-    if k > 0 {
-        right
-            .par_chunks_mut(width * k)
-            .enumerate()
-            .for_each(|(panel, out)| pack_panel(b, k, n, panel, width, out));
-    }
+    pack(b, k, n, width, right);
     let right = &*right;
     c.par_chunks_mut(TASK_ROWS * n)
         .enumerate()
@@ -123,7 +179,10 @@ pub(crate) fn multiply(
         });
 }
 
-/// `c[m, n] (+)= aᵀ[m, k] · b[k, n]` for a long k (a weight's gradient): the wider operand is never packed as a whole.
+/// Depth that [`multiply_long`] packs at a time, whole blocks: small enough to stay in the caches.
+const LONG: usize = 4 * DEPTH;
+
+/// `c[m, n] (+)= aᵀ[m, k] · b[k, n]` for a long k (a weight's gradient): neither operand is packed as a whole.
 pub(crate) fn multiply_long(
     (m, n, k): (usize, usize, usize),
     a: View,
@@ -133,19 +192,11 @@ pub(crate) fn multiply_long(
     scratch: &mut Scratch,
 ) {
     if n <= m {
-        return multiply((m, n, k), a, b, c, accumulate, scratch, |_, _| ());
+        return multiply_in_depths((m, n, k), a, b, c, accumulate, scratch);
     }
     let mut transposed = std::mem::take(&mut scratch.transposed);
     grow(&mut transposed, m * n);
-    multiply(
-        (n, m, k),
-        b.t(),
-        a.t(),
-        &mut transposed[..m * n],
-        false,
-        scratch,
-        |_, _| (),
-    );
+    multiply_in_depths((n, m, k), b.t(), a.t(), &mut transposed[..m * n], false, scratch);
     c.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
         for (j, out) in row.iter_mut().enumerate() {
             let value = transposed[j * m + i];
@@ -153,6 +204,111 @@ pub(crate) fn multiply_long(
         }
     });
     scratch.transposed = transposed;
+}
+
+/// The product, [`LONG`] of k after another. Tasks are large, so that what is packed is read seldom; how rows are cut
+/// does not show in the result.
+fn multiply_in_depths(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    c: &mut [f32],
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    assert_eq!(c.len(), m * n);
+    if m == 0 || n == 0 {
+        return;
+    }
+    a.check(m, k);
+    b.check(k, n);
+    let (height, width) = isa().tile();
+    let task_rows = m.div_ceil(rayon::current_num_threads()).clamp(height, 3 * TASK_ROWS);
+    let task_rows = task_rows.next_multiple_of(height);
+    let mut depth = 0;
+    loop {
+        let deep = LONG.min(k - depth);
+        let length = n.div_ceil(width) * width * deep;
+        grow(&mut scratch.right, length);
+        let right = &mut scratch.right[..length];
+        let b = b.skip_rows(depth);
+        if deep > 0 {
+            right
+                .par_chunks_mut(width * deep)
+                .enumerate()
+                .for_each(|(panel, out)| pack_panel(b, deep, n, panel, width, out));
+        }
+        let right = &*right;
+        c.par_chunks_mut(task_rows * n)
+            .enumerate()
+            .for_each_init(Vec::new, |left, (task, rows)| {
+                let count = rows.len() / n;
+                let a = a.skip_rows(task * task_rows).t().skip_rows(depth).t();
+                let add = accumulate || depth > 0;
+                // SAFETY: a, b and c were checked above; `rows` holds `count` full rows.
+                unsafe { block(isa(), (count, n, deep), a, right, rows.as_mut_ptr(), n, add, left) };
+            });
+        depth += deep;
+        if depth == k {
+            return;
+        }
+    }
+}
+
+/// A right operand b[k, n], packed once for many products.
+#[derive(Default)]
+pub(crate) struct Packed {
+    panels: Vec<f32>,
+    n: usize,
+    k: usize,
+}
+
+impl Packed {
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> usize {
+        4 * self.panels.capacity()
+    }
+
+    /// Packs b[k, n], in parallel; keeps its memory.
+    pub(crate) fn load<'b>(&mut self, b: impl Into<Right<'b>>, k: usize, n: usize) {
+        let b = b.into();
+        b.check(k, n);
+        let width = isa().tile().1;
+        let panels = n.div_ceil(width);
+        self.panels.resize(panels * width * k, 0.0);
+        (self.n, self.k) = (n, k);
+        pack(b, k, n, width, &mut self.panels);
+    }
+
+    /// n, the columns of b.
+    pub(crate) fn columns(&self) -> usize {
+        self.n
+    }
+
+    /// `c[m, n] = a[m, k] · b` on this thread.
+    pub(crate) fn multiply(&self, a: View, c: &mut [f32], left: &mut Vec<f32>) {
+        self.multiply_into(a, c, self.n, false, left);
+    }
+
+    /// The same (or `+=`) into rows at a stride; the last may end with its n.
+    pub(crate) fn multiply_into(&self, a: View, c: &mut [f32], c_row: usize, accumulate: bool, left: &mut Vec<f32>) {
+        assert!(c_row >= self.n);
+        let m = (c.len() + c_row - self.n) / c_row.max(1);
+        a.check(m, self.k);
+        // SAFETY: a and c were checked above, the panels hold the packed b.
+        unsafe {
+            block(
+                isa(),
+                (m, self.n, self.k),
+                a,
+                &self.panels,
+                c.as_mut_ptr(),
+                c_row,
+                accumulate,
+                left,
+            )
+        };
+    }
 }
 
 /// The same product on one thread, for small matrices inside a task; `c` has its own row stride.
@@ -238,14 +394,58 @@ fn grow(buffer: &mut Vec<f32>, length: usize) {
     }
 }
 
+/// Packs all panels of b, in parallel.
+fn pack(b: Right, k: usize, n: usize, width: usize, panels: &mut [f32]) {
+    if k == 0 {
+        return;
+    }
+    let panels = panels.par_chunks_mut(width * k).enumerate();
+    match b.numbers {
+        Numbers::F32(data) => {
+            let (row, column) = (b.row, b.column);
+            panels.for_each(|(panel, out)| pack_panel(View { data, row, column }, k, n, panel, width, out));
+        }
+        Numbers::F16(_) | Numbers::Bf16(_) => {
+            panels.for_each_init(Vec::new, |room, (panel, out)| {
+                pack_half(b, k, n, panel, width, out, room)
+            });
+        }
+    }
+}
+
+/// [`pack_panel`] of numbers of 16 bits, which become f32 on the way.
+fn pack_half(b: Right, k: usize, n: usize, panel: usize, width: usize, out: &mut [f32], room: &mut Vec<f32>) {
+    let first = panel * width;
+    let count = width.min(n - first);
+    if b.column == 1 {
+        for (depth, out) in out.chunks_exact_mut(width).enumerate() {
+            b.numbers.write(depth * b.row + first, &mut out[..count]);
+            out[count..].fill(0.0);
+        }
+    } else {
+        assert_eq!(b.row, 1);
+        grow(room, count * k);
+        for (j, column) in room[..count * k].chunks_exact_mut(k).enumerate() {
+            b.numbers.write((first + j) * b.column, column);
+        }
+        pack_panel(View::rows(&room[..count * k], k).t(), k, count, 0, width, out);
+    }
+}
+
 /// Copies `width` columns of b to `[k][width]`, zeros beyond the last column.
 fn pack_panel(b: View, k: usize, n: usize, panel: usize, width: usize, out: &mut [f32]) {
     let first = panel * width;
     let count = width.min(n - first);
     if b.column == 1 {
-        for (depth, out) in out.chunks_exact_mut(width).enumerate() {
-            out[..count].copy_from_slice(&b.data[depth * b.row + first..][..count]);
-            out[count..].fill(0.0);
+        match (width, count) {
+            (32, 32) => copy_rows::<32>(b, first, out),
+            (16, 16) => copy_rows::<16>(b, first, out),
+            _ => {
+                for (depth, out) in out.chunks_exact_mut(width).enumerate() {
+                    out[..count].copy_from_slice(&b.data[depth * b.row + first..][..count]);
+                    out[count..].fill(0.0);
+                }
+            }
         }
     } else {
         if count < width {
@@ -262,6 +462,13 @@ fn pack_panel(b: View, k: usize, n: usize, panel: usize, width: usize, out: &mut
                 out[d * width + j] = b.data[d * b.row + (first + j) * b.column];
             }
         }
+    }
+}
+
+/// Whole panels: a copy of known length needs no call.
+fn copy_rows<const W: usize>(b: View, first: usize, out: &mut [f32]) {
+    for (depth, out) in out.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+        out.copy_from_slice(&b.data[depth * b.row + first..][..W]);
     }
 }
 
@@ -412,6 +619,32 @@ mod tests {
                     assert!((f64::from(c[i]) - 1.0 - want).abs() < 1e-4);
                     assert!((f64::from(long[i]) - 1.0 - want).abs() < 1e-4);
                     assert!((f64::from(small[i / n * (n + 3) + i % n]) - want).abs() < 1e-4);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_right_operand_of_16_bits_is_one_of_the_same_numbers() {
+        use half::{bf16, f16};
+        let mut scratch = Scratch::default();
+        for (m, n, k) in [(1, 1, 1), (7, 13, 33), (33, 7, 13), (25, 65, 300), (13, 96, 64)] {
+            let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+            let short: Vec<f16> = b.iter().map(|x| f16::from_f32(*x)).collect();
+            let brain: Vec<bf16> = b.iter().map(|x| bf16::from_f32(*x)).collect();
+            for half in [Numbers::F16(&short), Numbers::Bf16(&brain)] {
+                let same = half.to_f32();
+                let same = Numbers::F32(&same);
+                let product = |b: Right, scratch: &mut Scratch| {
+                    let mut c = vec![0.0; m * n];
+                    multiply((m, n, k), View::rows(&a, k), b, &mut c, false, scratch, |_, _| ());
+                    c
+                };
+                for (half, same) in [
+                    (Right::rows(half, n), Right::rows(same, n)),
+                    (Right::rows(half, k).t(), Right::rows(same, k).t()),
+                ] {
+                    assert_eq!(product(half, &mut scratch), product(same, &mut scratch));
                 }
             }
         }

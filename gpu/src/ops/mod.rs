@@ -9,6 +9,7 @@ mod attention;
 mod buckets;
 pub(crate) mod elementwise;
 mod embedding;
+mod heads;
 pub(crate) mod isa;
 mod loss;
 pub(crate) mod matmul;
@@ -17,14 +18,17 @@ mod norm;
 mod parity;
 mod stock;
 mod tape;
+mod tied;
 
 pub use buckets::RelativeBuckets;
-pub use stock::Stock;
+pub use heads::{Heads, Source};
+pub use stock::{Precision, Stock};
 pub use tape::{Tape, Workspace};
 
-pub(crate) use attention::{Sources, forward as attend, single_query};
+pub(crate) use attention::{Sources, exp, forward as attend, single_query};
 pub(crate) use loss::log_softmax_in_place;
-pub(crate) use norm::rms_norm_rows;
+pub(crate) use norm::{Norm, dot, norm_rows, rms_norm};
+pub(crate) use tied::{BLOCK as TIED_BLOCK, window as tied_window};
 
 use crate::error::Result;
 use crate::random::Key;
@@ -59,6 +63,39 @@ impl Dropout {
     }
 }
 
+/// Dropout of one pass: every site draws its own mask from the step's key.
+#[derive(Debug, Clone)]
+pub struct Noise {
+    probability: f32,
+    key: Key,
+    site: u64,
+}
+
+impl Noise {
+    /// Training noise of one step.
+    pub fn new(probability: f32, key: Key) -> Self {
+        Noise {
+            probability,
+            key,
+            site: 0,
+        }
+    }
+
+    /// No noise: evaluation.
+    pub fn off() -> Self {
+        Noise::new(0.0, Key::new(0))
+    }
+
+    /// The dropout of the next site.
+    pub(crate) fn next(&mut self) -> Dropout {
+        self.site += 1;
+        Dropout {
+            probability: self.probability,
+            key: self.key.child(self.site),
+        }
+    }
+}
+
 /// Which rows attend to which: sequence s has queries `queries[s]..queries[s + 1]` and keys `keys[s]..keys[s + 1]`.
 #[derive(Debug, Clone)]
 pub struct Attention {
@@ -70,10 +107,13 @@ pub struct Attention {
     pub queries: Arc<[usize]>,
     /// Key offsets, likewise.
     pub keys: Arc<[usize]>,
-    /// Query i sees keys 0..=i only (both sides must then have equal offsets).
+    /// A query sees no key after its own. Queries are the last of their sequence: of nq queries and nk >= nq keys, query
+    /// i sees keys 0..=nk - nq + i.
     pub causal: bool,
+    /// What products of queries and keys are multiplied by: 1 in T5, the inverse root of K elsewhere.
+    pub scale: f32,
     /// The relative position buckets of the bias table, if there is one.
-    pub buckets: RelativeBuckets,
+    pub buckets: Option<RelativeBuckets>,
     /// Dropout of the attention probabilities.
     pub dropout: Dropout,
 }
@@ -83,11 +123,16 @@ pub trait Graph {
     /// A matrix in the graph.
     type Node: Clone;
 
-    /// The weight of this name, as a matrix (a vector is one row).
+    /// The weight of this name, as a matrix (a vector is one row): one that is trained, or a frozen one.
     ///
     /// # Errors
     /// If there is no such weight.
     fn weight(&mut self, name: &str) -> Result<Self::Node>;
+    /// Numbers that take no gradient, as rows of so many columns.
+    ///
+    /// # Errors
+    /// If numbers are left over.
+    fn constant(&mut self, values: &[f32], columns: usize) -> Result<Self::Node>;
     /// Stacks matrices of equal width.
     ///
     /// # Errors
@@ -125,16 +170,71 @@ pub trait Graph {
     /// # Errors
     /// If the shapes differ.
     fn residual(&mut self, x_td: &Self::Node, y_td: &Self::Node, dropout: Dropout) -> Result<Self::Node>;
-    /// Self-attention without scaling (T5): `qkv` is [T, 3·H·K], `bias` the [32, H] table; the result is [T, H·K].
+    /// Self-attention: `qkv` is [T, 3·H·K], `bias` the [32, H] table of T5; the result is [T, H·K].
     ///
     /// # Errors
     /// If the shapes do not fit.
     fn self_attention(&mut self, qkv: &Self::Node, bias: Option<&Self::Node>, shape: &Attention) -> Result<Self::Node>;
-    /// Cross-attention without scaling or bias: `q` is [Tq, H·K], `kv` is [Tk, 2·H·K].
+    /// Cross-attention without bias: `q` is [Tq, H·K], `kv` is [Tk, 2·H·K].
     ///
     /// # Errors
     /// If the shapes do not fit.
     fn cross_attention(&mut self, q: &Self::Node, kv: &Self::Node, shape: &Attention) -> Result<Self::Node>;
+    /// `(x_TD - mean(x)) / sqrt(variance(x) + eps) * w_D` by rows.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    fn layer_norm(&mut self, x_td: &Self::Node, w_d: &Self::Node, eps: f32) -> Result<Self::Node>;
+    /// Sums of products of the rows of two matrices: [T, 1].
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    fn row_dots(&mut self, x_td: &Self::Node, y_td: &Self::Node) -> Result<Self::Node>;
+    /// Mean binary cross-entropy of logits of any shape that should all be true, or all false: [1, 1].
+    ///
+    /// # Errors
+    /// Of the engine.
+    fn binary_cross_entropy(&mut self, logits: &Self::Node, label: bool) -> Result<Self::Node>;
+    /// Mean cross-entropy of a row's own logit `own_T1` against the row `others_TN`: [1, 1]. Elements (row, column) of
+    /// `hidden` (rising, no repeats) are left out.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or an element is outside.
+    fn sampled_cross_entropy(
+        &mut self,
+        own_t1: &Self::Node,
+        others_tn: &Self::Node,
+        hidden: Arc<[(u32, u32)]>,
+    ) -> Result<Self::Node>;
+    /// `cross_entropy(linear(x_TD, w_ND), codes)`: [1, 1]. [`Tape`] never holds all logits, and computes the gradients
+    /// on the way: it is for training.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, a code is not below N, or their count is not T.
+    fn linear_cross_entropy(&mut self, x_td: &Self::Node, w_nd: &Self::Node, codes: Arc<[u32]>) -> Result<Self::Node>;
+    /// `x_TI · w_OIᵀ + b_O + scale · dropout(x_TI) · a_RIᵀ · b_ORᵀ`: a linear map with a low-rank adapter `(a, b)`, [T, O].
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    fn adapted(
+        &mut self,
+        x_ti: &Self::Node,
+        w_oi: &Self::Node,
+        b_o: Option<&Self::Node>,
+        adapter: (&Self::Node, &Self::Node),
+        scale: f32,
+        dropout: Dropout,
+    ) -> Result<Self::Node>;
+    /// Heads of all sources side by side, normed, rotated and repeated as each wants it: [T, Σ columns·repeat].
+    ///
+    /// # Errors
+    /// If the shapes do not fit or a position has no angle.
+    fn heads(&mut self, sources: &[Source<Self::Node>], shape: &Heads) -> Result<Self::Node>;
+    /// `silu(gate) * up`, element by element.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    fn swiglu(&mut self, gate: &Self::Node, up: &Self::Node) -> Result<Self::Node>;
     /// Mean cross-entropy of `logits_BV` against one code per row: [1, 1].
     ///
     /// # Errors
@@ -145,6 +245,22 @@ pub trait Graph {
     /// # Errors
     /// If the shapes differ.
     fn sum(&mut self, parts: &[Self::Node]) -> Result<Self::Node>;
+    /// What `block` makes of a matrix. An engine may keep the result alone and run `block` anew on the way back, at the
+    /// price of a second forward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174): [`Tape`] does.
+    /// `block` must do the same whenever it runs.
+    ///
+    /// # Errors
+    /// Those of `block`.
+    fn recomputed(
+        &mut self,
+        x: &Self::Node,
+        block: impl Fn(&mut Self, &Self::Node) -> Result<Self::Node> + 'static,
+    ) -> Result<Self::Node>
+    where
+        Self: Sized,
+    {
+        block(self, x)
+    }
     /// Number of rows and columns.
     fn shape(&self, node: &Self::Node) -> (usize, usize);
     /// The numbers, row-major.

@@ -1,8 +1,16 @@
 //! Every kernel against its stock twin, forward and backward, on odd sizes, and against itself on one thread.
+//! SLUICE_DEVICE (`cpu`) says where the twin runs: with `cuda` the stock engine of a GPU is held to the kernels of the CPU.
 
 use super::*;
+use crate::frozen::Frozen;
 use crate::weights::{Weight, Weights};
 use candle_core::Device;
+
+/// The device of the stock engine.
+fn twin() -> Device {
+    let name = std::env::var("SLUICE_DEVICE").unwrap_or_else(|_| "cpu".into());
+    crate::device::device(&name).unwrap()
+}
 
 fn weights(shapes: &[(&str, usize, usize)]) -> Weights {
     let make = |(i, &(name, rows, columns)): (usize, &(&str, usize, usize))| Weight {
@@ -44,7 +52,7 @@ macro_rules! check {
         for threads in [2, 3, 7] {
             assert_eq!((&values, &gradients), (&fast(threads).0, &fast(threads).1));
         }
-        let mut stock = Stock::new(&weights, &Device::Cpu).unwrap();
+        let mut stock = Stock::new(&weights, &twin()).unwrap();
         let (y, loss) = run(&mut stock).unwrap();
         close("values", &values, &stock.values(&y).unwrap());
         for (i, gradient) in stock.backward(&loss).unwrap().into_iter().enumerate() {
@@ -83,11 +91,12 @@ fn attention(queries: &[usize], keys: &[usize], causal: bool, probability: f32) 
         queries: queries.into(),
         keys: keys.into(),
         causal,
-        buckets: RelativeBuckets {
+        scale: 1.0,
+        buckets: Some(RelativeBuckets {
             buckets: 32,
             max_distance: 128,
             bidirectional: !causal,
-        },
+        }),
         dropout: dropout(probability),
     }
 }
@@ -169,6 +178,177 @@ fn cross_entropy() {
 }
 
 #[test]
+fn layer_norm() {
+    check!(weights(&[("x", 133, 33), ("w", 1, 33)]), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        let y = g.layer_norm(&x, &w, 1e-6)?;
+        g.layer_norm(&y, &w, 1e-2)?
+    });
+}
+
+#[test]
+fn scaled_causal_attention_without_bias() {
+    check!(weights(&[("qkv", 54, 63)]), |g| {
+        let qkv = g.weight("qkv")?;
+        let offsets = [0, 1, 8, 21, 54];
+        let shape = Attention {
+            scale: 0.37,
+            buckets: None,
+            ..attention(&offsets, &offsets, true, 0.3)
+        };
+        g.self_attention(&qkv, None, &shape)?
+    });
+}
+
+/// Queries are the last rows of their sequences.
+#[test]
+fn causal_attention_of_the_last_queries() {
+    check!(weights(&[("q", 12, 21), ("kv", 54, 42)]), |g| {
+        let (q, kv) = (g.weight("q")?, g.weight("kv")?);
+        let shape = Attention {
+            buckets: None,
+            ..attention(&[0, 1, 5, 8, 12], &[0, 1, 8, 21, 54], true, 0.25)
+        };
+        g.cross_attention(&q, &kv, &shape)?
+    });
+}
+
+#[test]
+fn adapted() {
+    let shapes = [
+        ("x", 131, 33),
+        ("w", 13, 33),
+        ("b", 1, 13),
+        ("down", 3, 33),
+        ("up", 13, 3),
+    ];
+    check!(weights(&shapes), |g| {
+        let (x, w, b) = (g.weight("x")?, g.weight("w")?, g.weight("b")?);
+        let (down, up) = (g.weight("down")?, g.weight("up")?);
+        let y = g.adapted(&x, &w, Some(&b), (&down, &up), 0.7, dropout(0.3))?;
+        let z = g.adapted(&x, &w, None, (&down, &up), 1.5, Dropout::off())?;
+        g.sum(&[y, z])?
+    });
+}
+
+#[test]
+fn heads() {
+    check!(
+        weights(&[("q", 133, 32), ("k", 133, 16), ("v", 133, 16), ("norm", 1, 8)]),
+        |g| {
+            let (q, k, v, norm) = (g.weight("q")?, g.weight("k")?, g.weight("v")?, g.weight("norm")?);
+            let source = |x: &_, norm: Option<_>, rotate, repeat| Source {
+                x: G::Node::clone(x),
+                norm,
+                rotate,
+                repeat,
+            };
+            let shape = Heads {
+                key_dim: 8,
+                epsilon: 1e-6,
+                positions: (0..133).map(|i| i * 3 % 40).collect(),
+                rotations: Arc::new(crate::prenorm::Frequencies::plain(8, 100.0).table(40)),
+            };
+            let sources = [
+                source(&q, Some(norm.clone()), true, 1),
+                source(&k, Some(norm), true, 2),
+                source(&v, None, false, 2),
+                source(&v, None, true, 1),
+            ];
+            g.heads(&sources, &shape)?
+        }
+    );
+}
+
+#[test]
+fn swiglu() {
+    check!(weights(&[("gate", 133, 33), ("up", 133, 33)]), |g| {
+        let (gate, up) = (g.weight("gate")?, g.weight("up")?);
+        let y = g.swiglu(&gate, &up)?;
+        g.swiglu(&y, &y)?
+    });
+}
+
+/// What is frozen takes no gradient and changes none of the others.
+#[test]
+fn frozen_weights() {
+    let all = weights(&[("x", 33, 13), ("w", 7, 13), ("table", 19, 13), ("gain", 1, 13)]);
+    let part = |names: &[&str]| {
+        let tensors = all
+            .tensors()
+            .iter()
+            .filter(|tensor| names.contains(&tensor.name.as_str()));
+        Weights::from_tensors(tensors.cloned().collect())
+    };
+    let (trained, frozen) = (part(&["w", "x"]), Frozen::from(part(&["table", "gain"])));
+    let run = |weights: &Weights, frozen: Option<&Frozen>| {
+        let mut workspace = Workspace::default();
+        let mut tape = Tape::new(weights, &mut workspace).with_frozen(frozen);
+        let g = &mut tape;
+        let (x, w) = (g.weight("x").unwrap(), g.weight("w").unwrap());
+        let (table, gain) = (g.weight("table").unwrap(), g.weight("gain").unwrap());
+        let rows = g.gather(&table, (0..33).map(|i| i * 5 % 19).collect()).unwrap();
+        let rows = g.rms_norm(&rows, &gain, 1e-6).unwrap();
+        let x = g.residual(&rows, &x, dropout(0.2)).unwrap();
+        let one = g
+            .linear_cross_entropy(&x, &table, (0..33).map(|i| i % 19).collect())
+            .unwrap();
+        let y = g.linear(&x, &w, None, true, Dropout::off()).unwrap();
+        let two = g.cross_entropy(&y, (0..33).map(|i| i % 7).collect()).unwrap();
+        let still = g
+            .linear_cross_entropy(&rows, &table, (0..33).map(|i| i % 19).collect())
+            .unwrap();
+        let loss = g.sum(&[one, two, still]).unwrap();
+        tape.backward(loss).unwrap();
+        workspace.gradients().to_vec()
+    };
+    let (whole, partly) = (run(&all, None), run(&trained, Some(&frozen)));
+    assert_eq!(partly, [whole[0].clone(), whole[1].clone()]);
+    assert!(whole[2].iter().any(|x| *x != 0.0));
+}
+
+#[test]
+fn row_dots_and_binary_cross_entropy() {
+    check!(weights(&[("x", 133, 33), ("y", 133, 33)]), |g| {
+        let (x, y) = (g.weight("x")?, g.weight("y")?);
+        let (dots, squares) = (g.row_dots(&x, &y)?, g.row_dots(&x, &x)?);
+        let losses = [
+            g.binary_cross_entropy(&dots, true)?,
+            g.binary_cross_entropy(&squares, false)?,
+        ];
+        g.sum(&losses)?
+    });
+}
+
+#[test]
+fn sampled_cross_entropy() {
+    check!(weights(&[("own", 13, 1), ("others", 13, 33)]), |g| {
+        let (own, others) = (g.weight("own")?, g.weight("others")?);
+        let hidden = [(0, 4), (0, 32), (5, 0), (12, 31)];
+        g.sampled_cross_entropy(&own, &others, Arc::new(hidden))?
+    });
+}
+
+/// Fewer rows than a task, several blocks, and a table that is no whole number of panels.
+#[test]
+fn linear_cross_entropy() {
+    check!(weights(&[("x", 7, 13), ("w", 33, 13)]), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        let codes: Vec<u32> = (0..7).map(|i| i * 5 % 33).collect();
+        g.linear_cross_entropy(&x, &w, codes.into())?
+    });
+    check!(weights(&[("x", 533, 33), ("w", 301, 33)]), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        let codes: Vec<u32> = (0..533).map(|i| i * i % 301).collect();
+        let one = g.linear_cross_entropy(&x, &w, codes.into())?;
+        let rows: Vec<u32> = (0..40).map(|i| i * 7).collect();
+        let few = g.gather(&x, rows.clone().into())?;
+        let two = g.linear_cross_entropy(&few, &w, rows.into())?;
+        g.sum(&[one.clone(), two, one])?
+    });
+}
+
+#[test]
 fn misuse_is_an_error() {
     let weights = weights(&[("x", 13, 7), ("w", 5, 6)]);
     let mut workspace = Workspace::default();
@@ -182,4 +362,11 @@ fn misuse_is_an_error() {
     assert!(tape.gather(&x, vec![13].into()).is_err());
     assert!(tape.cross_entropy(&x, vec![7; 13].into()).is_err());
     assert!(tape.weight("y").is_err());
+    assert!(tape.row_dots(&x, &w).is_err());
+    assert!(tape.linear_cross_entropy(&x, &w, vec![0; 13].into()).is_err());
+    assert!(tape.linear_cross_entropy(&x, &x, vec![13; 13].into()).is_err());
+    let own = tape.row_dots(&x, &x).unwrap();
+    for hidden in [vec![(13, 0)], vec![(0, 7)], vec![(1, 1), (1, 1)]] {
+        assert!(tape.sampled_cross_entropy(&own, &x, hidden.into()).is_err());
+    }
 }

@@ -1,37 +1,58 @@
 //! The stock engine: the same operations out of candle's own, on any device.
 //!
 //! Attention pads inside and unpads its result; masks of dropout are drawn on the host so that both engines agree.
+//!
+//! With [`Precision::Bf16`] linear maps and the two products of attention take and give bf16, and what passes between
+//! them is bf16. Weights, the residual stream, norms, softmax, sums over rows and losses stay f32; so do gradients of
+//! weights, because a weight is cast where it is used. This is what PyTorch calls automatic mixed precision.
 
 use super::attention::padded;
-use super::tape::{check_below, check_offsets};
-use super::{Attention, Dropout, Graph};
+use super::tape::{check_below, check_hidden, check_offsets, check_rotations, rows_of};
+use super::{Attention, Dropout, Graph, Heads, Source};
 use crate::error::{Error, Result};
+use crate::frozen::{Frozen, Numbers};
 use crate::weights::{Weight, Weights};
 use candle_core::{D, DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// What products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Everything in f32.
+    #[default]
+    F32,
+    /// Products in bf16, the rest in f32.
+    Bf16,
+}
 
 /// Weights on a device, and the operations on them.
 pub struct Stock {
     device: Device,
+    precision: Precision,
     names: Vec<String>,
     variables: Vec<Var>,
     shapes: Vec<Vec<usize>>,
     index: HashMap<String, usize>,
+    frozen: HashMap<String, Tensor>,
 }
 
 impl Stock {
-    /// Copies the weights to the device.
+    /// Copies the weights to the device; everything is computed in f32.
     ///
     /// # Errors
     /// [`Error::Candle`].
     pub fn new(weights: &Weights, device: &Device) -> Result<Self> {
         let mut stock = Stock {
             device: device.clone(),
+            precision: Precision::F32,
             names: vec![],
             variables: vec![],
             shapes: vec![],
             index: HashMap::new(),
+            frozen: HashMap::new(),
         };
         for t in weights.tensors() {
             stock.index.insert(t.name.clone(), stock.names.len());
@@ -42,7 +63,27 @@ impl Stock {
         Ok(stock)
     }
 
-    /// The weights as matrices on the device, in the order of the store.
+    /// The same weights, with products in this precision.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Stock { precision, ..self }
+    }
+
+    /// The same over further weights, which take no gradient; in bf16 where products are.
+    ///
+    /// # Errors
+    /// [`Error::Candle`].
+    pub fn with_frozen(mut self, frozen: Option<&Frozen>) -> Result<Self> {
+        for t in frozen.map_or(&[][..], Frozen::tensors) {
+            let tensor = match (t.numbers(), self.precision) {
+                (Numbers::Bf16(same), Precision::Bf16) => Tensor::from_slice(same, t.matrix(), &self.device)?,
+                (other, _) => self.factor(&Tensor::from_vec(other.to_f32(), t.matrix(), &self.device)?)?,
+            };
+            self.frozen.insert(t.name.clone(), tensor);
+        }
+        Ok(self)
+    }
+
+    /// The weights as matrices on the device, in f32, in the order of the store.
     pub fn variables(&self) -> &[Var] {
         &self.variables
     }
@@ -73,13 +114,42 @@ impl Stock {
         Ok(self.variables.iter().map(|v| gradients.remove(v.as_tensor())).collect())
     }
 
+    /// Adds the gradients of `loss` to those of another graph over the same weights.
+    ///
+    /// # Errors
+    /// [`Error::Candle`].
+    pub fn backward_onto(&self, loss: &Tensor, gradients: &mut [Option<Tensor>]) -> Result<()> {
+        for (sum, gradient) in gradients.iter_mut().zip(self.backward(loss)?) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (one, other) => one.or(other),
+            };
+        }
+        Ok(())
+    }
+
+    /// A factor of a product.
+    fn factor(&self, x: &Tensor) -> Result<Tensor> {
+        match self.precision {
+            Precision::F32 => Ok(x.clone()),
+            Precision::Bf16 => Ok(x.to_dtype(DType::BF16)?),
+        }
+    }
+
     fn indices(&self, values: Vec<u32>) -> Result<Tensor> {
         let n = values.len();
         Ok(Tensor::from_vec(values, n, &self.device)?)
     }
 
+    fn norm_of(&self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+        expect("norm", (1, x.dim(1)?), w)?;
+        let (x, w) = (full(x)?, full(w)?);
+        let square = (x.sqr()?.mean_keepdim(1)? + f64::from(eps))?;
+        Ok(x.broadcast_div(&square.sqrt()?)?.broadcast_mul(&w)?)
+    }
+
     fn masked(&self, x: &Tensor, mask: Vec<u8>, dropout: Dropout) -> Result<Tensor> {
-        let mask = Tensor::from_vec(mask, x.shape(), &self.device)?.to_dtype(DType::F32)?;
+        let mask = Tensor::from_vec(mask, x.shape(), &self.device)?.to_dtype(x.dtype())?;
         Ok((x * (mask * f64::from(dropout.scale()))?)?)
     }
 
@@ -102,30 +172,32 @@ impl Stock {
             let x = x.contiguous()?.index_select(&self.indices(rows)?, 0)?;
             Ok(x.reshape((b, l, h, shape.key_dim))?.transpose(1, 2)?.contiguous()?) // [B, H, L, K]
         };
-        let q = pad(q, &shape.queries, lq)?;
-        let (k, v) = (pad(k, &shape.keys, lk)?, pad(v, &shape.keys, lk)?);
-        let mut scores = q.matmul(&k.t()?.contiguous()?)?; // [B, H, Lq, Lk]
+        let (q, k, v) = (self.factor(q)?, self.factor(k)?, self.factor(v)?);
+        let q = pad(&q, &shape.queries, lq)?;
+        let (k, v) = (pad(&k, &shape.keys, lk)?, pad(&v, &shape.keys, lk)?);
+        let scores = full(&q.matmul(&k.t()?.contiguous()?)?)?; // [B, H, Lq, Lk]
+        let mut scores = (scores * f64::from(shape.scale))?;
         if let Some(bias) = bias {
-            let table = shape.buckets.table(lq, lk);
+            let buckets = shape
+                .buckets
+                .ok_or_else(|| Error::shape("relative bias", "buckets", "none"))?;
+            let table = buckets.table(lq, lk);
             let rows = (0..lq * lk).map(|x| table[x % lk + lq - 1 - x / lk]).collect();
             let bias = bias.index_select(&self.indices(rows)?, 0)?; // [Lq·Lk, H]
             let bias = bias.t()?.contiguous()?.reshape((1, h, lq, lk))?;
-            scores = scores.broadcast_add(&bias)?;
+            scores = scores.broadcast_add(&full(&bias)?)?;
         }
         let mut hidden = vec![0f32; b * lq * lk];
         for (s, w) in shape.keys.windows(2).enumerate() {
             for i in 0..lq {
-                let end = if shape.causal {
-                    (i + 1).min(w[1] - w[0])
-                } else {
-                    w[1] - w[0]
-                };
+                let (nq, nk) = (shape.queries[s + 1] - shape.queries[s], w[1] - w[0]);
+                let end = if shape.causal { (nk - nq + i + 1).min(nk) } else { nk };
                 hidden[(s * lq + i) * lk..][end..lk].fill(-1e30);
             }
         }
         let hidden = Tensor::from_vec(hidden, (b, 1, lq, lk), &self.device)?;
         let scores = scores.broadcast_add(&hidden)?;
-        let mut p = softmax(&scores)?;
+        let mut p = self.factor(&softmax(&scores)?)?;
         if shape.dropout.probability > 0.0 {
             let mut mask = vec![0u8; b * h * lq * lk];
             for s in 0..b {
@@ -156,6 +228,11 @@ impl Stock {
     }
 }
 
+/// What is no factor of a product.
+fn full(x: &Tensor) -> Result<Tensor> {
+    Ok(x.to_dtype(DType::F32)?)
+}
+
 fn softmax(x: &Tensor) -> Result<Tensor> {
     let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
     Ok(x.broadcast_div(&x.sum_keepdim(D::Minus1)?)?)
@@ -176,15 +253,21 @@ impl Graph for Stock {
     fn weight(&mut self, name: &str) -> Result<Tensor> {
         match self.index.get(name) {
             Some(&i) => Ok(self.variables[i].as_tensor().clone()),
-            None => Err(Error::TensorNames {
+            None => self.frozen.get(name).cloned().ok_or_else(|| Error::TensorNames {
                 missing: vec![name.into()],
                 unexpected: vec![],
             }),
         }
     }
 
+    fn constant(&mut self, values: &[f32], columns: usize) -> Result<Tensor> {
+        let rows = rows_of(values, columns)?;
+        Ok(Tensor::from_slice(values, (rows, columns), &self.device)?)
+    }
+
     fn stack(&mut self, parts: &[Tensor]) -> Result<Tensor> {
-        Ok(Tensor::cat(parts, 0)?)
+        let parts: Result<Vec<Tensor>> = parts.iter().map(full).collect();
+        Ok(Tensor::cat(&parts?, 0)?)
     }
 
     fn gather(&mut self, table: &Tensor, rows: Arc<[u32]>) -> Result<Tensor> {
@@ -194,10 +277,10 @@ impl Graph for Stock {
 
     fn linear(&mut self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, relu: bool, dropout: Dropout) -> Result<Tensor> {
         expect("linear", (w.dim(0)?, x.dim(1)?), w)?;
-        let mut y = x.matmul(&w.t()?)?;
+        let mut y = self.factor(x)?.matmul(&self.factor(w)?.t()?)?;
         if let Some(b) = b {
             expect("linear bias", (1, w.dim(0)?), b)?;
-            y = y.broadcast_add(b)?;
+            y = y.broadcast_add(&self.factor(b)?)?;
         }
         if relu {
             y = y.relu()?;
@@ -206,9 +289,13 @@ impl Graph for Stock {
     }
 
     fn rms_norm(&mut self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
-        expect("rms_norm", (1, x.dim(1)?), w)?;
-        let square = (x.sqr()?.mean_keepdim(1)? + f64::from(eps))?;
-        Ok(x.broadcast_div(&square.sqrt()?)?.broadcast_mul(w)?)
+        self.norm_of(x, w, eps)
+    }
+
+    fn layer_norm(&mut self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+        let x = full(x)?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+        self.norm_of(&centred, w, eps)
     }
 
     fn dropout(&mut self, x: &Tensor, dropout: Dropout) -> Result<Tensor> {
@@ -222,7 +309,7 @@ impl Graph for Stock {
 
     fn residual(&mut self, x: &Tensor, y: &Tensor, dropout: Dropout) -> Result<Tensor> {
         expect("residual", x.dims2()?, y)?;
-        Ok((x + self.dropout(y, dropout)?)?)
+        Ok((full(x)? + full(&self.dropout(y, dropout)?)?)?)
     }
 
     fn self_attention(&mut self, qkv: &Tensor, bias: Option<&Tensor>, shape: &Attention) -> Result<Tensor> {
@@ -245,19 +332,106 @@ impl Graph for Stock {
             return Err(Error::shape("cross_entropy", rows, codes.len()));
         }
         check_below("cross_entropy", &codes, columns)?;
+        let logits = full(logits)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
         let total = shifted.exp()?.sum_keepdim(1)?.log()?; // [B, 1]
         let picked = shifted.gather(&self.indices(codes.to_vec())?.unsqueeze(1)?, 1)?; // [B, 1]
         Ok((total - picked)?.mean_all()?.reshape((1, 1))?)
     }
 
+    fn row_dots(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        expect("row_dots", x.dims2()?, y)?;
+        Ok((full(x)? * full(y)?)?.sum_keepdim(1)?)
+    }
+
+    fn binary_cross_entropy(&mut self, logits: &Tensor, label: bool) -> Result<Tensor> {
+        let logits = full(logits)?;
+        let against = if label { logits.neg()? } else { logits };
+        // log(1 + e^x) without overflow
+        let rest = ((against.abs()?.neg()?.exp()? + 1.0)?).log()?;
+        Ok((against.relu()? + rest)?.mean_all()?.reshape((1, 1))?)
+    }
+
+    fn sampled_cross_entropy(&mut self, own: &Tensor, others: &Tensor, hidden: Arc<[(u32, u32)]>) -> Result<Tensor> {
+        let (rows, columns) = others.dims2()?;
+        expect("sampled_cross_entropy", (rows, 1), own)?;
+        check_hidden(&hidden, rows, columns)?;
+        let mut mask = vec![0f32; rows * columns];
+        for &(row, column) in hidden.iter() {
+            mask[row as usize * columns + column as usize] = -1e30;
+        }
+        let others = (full(others)? + Tensor::from_vec(mask, (rows, columns), &self.device)?)?;
+        self.cross_entropy(&Tensor::cat(&[full(own)?, others], 1)?, vec![0; rows].into())
+    }
+
+    fn linear_cross_entropy(&mut self, x: &Tensor, w: &Tensor, codes: Arc<[u32]>) -> Result<Tensor> {
+        let logits = self.linear(x, w, None, false, Dropout::off())?;
+        self.cross_entropy(&logits, codes)
+    }
+
+    fn adapted(
+        &mut self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        (a, b): (&Tensor, &Tensor),
+        scale: f32,
+        dropout: Dropout,
+    ) -> Result<Tensor> {
+        let y = self.linear(x, w, bias, false, Dropout::off())?;
+        let dropped = self.dropout(x, dropout)?;
+        let low = self.linear(&dropped, a, None, false, Dropout::off())?;
+        let low = self.linear(&low, b, None, false, Dropout::off())?;
+        Ok((y + (low * f64::from(scale))?)?)
+    }
+
+    fn heads(&mut self, sources: &[Source<Tensor>], shape: &Heads) -> Result<Tensor> {
+        check_rotations(shape)?;
+        let (t, k) = (shape.positions.len(), shape.key_dim);
+        let pairs = shape.rotations.pairs;
+        let angles = |of: &[f32]| -> Result<Tensor> {
+            let table = Tensor::from_slice(of, (of.len() / pairs, pairs), &self.device)?;
+            let rows = table.index_select(&self.indices(shape.positions.to_vec())?, 0)?;
+            Ok(rows.reshape((t, 1, pairs))?)
+        };
+        let (cos, sin) = (angles(&shape.rotations.cos_pk)?, angles(&shape.rotations.sin_pk)?);
+        let mut parts = Vec::with_capacity(sources.len());
+        for source in sources {
+            expect("heads", (t, source.x.dim(1)? / k * k), &source.x)?;
+            let n = source.x.dim(1)? / k;
+            let mut x = full(&source.x)?.reshape((t * n, k))?;
+            if let Some(norm) = &source.norm {
+                x = self.norm_of(&x, norm, shape.epsilon)?;
+            }
+            let mut x = x.reshape((t, n, k))?;
+            if source.rotate {
+                let (first, second) = (x.narrow(2, 0, pairs)?, x.narrow(2, pairs, pairs)?);
+                let turned = [
+                    (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+                    (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+                ];
+                x = Tensor::cat(&turned, 2)?;
+            }
+            let repeated = Tensor::cat(&vec![x.unsqueeze(2)?; source.repeat], 2)?; // [T, n, repeat, K]
+            parts.push(repeated.reshape((t, n * source.repeat * k))?);
+        }
+        Ok(Tensor::cat(&parts, 1)?)
+    }
+
+    fn swiglu(&mut self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        expect("swiglu", gate.dims2()?, up)?;
+        let gate = full(gate)?;
+        let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
+        self.factor(&((gate * sigmoid)? * full(up)?)?)
+    }
+
     fn sum(&mut self, parts: &[Tensor]) -> Result<Tensor> {
         let mut sum = match parts.first() {
-            Some(first) => first.clone(),
+            Some(first) => full(first)?,
             None => return Err(Error::shape("sum", "at least one matrix", 0)),
         };
         for part in &parts[1..] {
-            sum = (sum + part)?;
+            sum = (sum + full(part)?)?;
         }
         Ok(sum)
     }
@@ -267,6 +441,6 @@ impl Graph for Stock {
     }
 
     fn values(&self, node: &Tensor) -> Result<Vec<f32>> {
-        Ok(node.flatten_all()?.to_vec1()?)
+        Ok(full(node)?.flatten_all()?.to_vec1()?)
     }
 }

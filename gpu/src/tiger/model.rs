@@ -26,6 +26,10 @@ impl TigerConfig {
         if self.user_buckets > 0 {
             add("users".into(), &[self.user_buckets, d], one);
         }
+        if self.vector_dim > 0 {
+            // A vector of unit length becomes a token of the same size as those of codes.
+            add("vectors".into(), &[d, self.vector_dim], one);
+        }
         for part in ["encoder", "decoder"] {
             let bias = Init::Normal(root(d));
             add(format!("{part}.bias"), &[self.relative_buckets, self.heads], bias);
@@ -58,10 +62,33 @@ impl TigerConfig {
             }
             add(format!("{part}.norm"), &[d], Init::Constant(1.0));
         }
-        for (level, &size) in self.codebook_sizes.iter().enumerate() {
-            add(format!("heads.{level}"), &[size, d], Init::Normal(root(d)));
+        let heads = match self.output_heads {
+            OutputHeads::PerLevel => self.levels(),
+            OutputHeads::Plain => 1,
+        };
+        for head in (0..heads).map(|level| self.head(level)) {
+            add(head.name, &[head.width, d], Init::Normal(root(d)));
         }
         all
+    }
+
+    /// Floating-point operations of the matrix products of one forward pass over one sample, with its loss: a history
+    /// of so many items. A product of [a, b] and [b, c] is 2abc; training does three times as many (forward, and the
+    /// gradients of both factors).
+    pub fn forward_flops(&self, items: usize) -> f64 {
+        let (c, d, w) = (self.levels(), self.d_model, self.heads * self.d_kv);
+        let items = items.min(self.max_items);
+        let per_item = c + usize::from(self.separator) + usize::from(self.vector_dim > 0);
+        let s = items * per_item + usize::from(self.user_buckets > 0);
+        let hidden = match self.feed_forward {
+            FeedForward::Grid => 2 * d * self.d_ff + self.d_ff * self.d_ff,
+            FeedForward::T5 => 2 * d * self.d_ff,
+        };
+        // Products per layer: maps of every token, and query by key, probability by value.
+        let encoder = s * (4 * d * w + hidden) + 2 * s * s * w;
+        let decoder = c * (6 * d * w + hidden) + s * 2 * d * w + c * (c + 1) * w + 2 * c * s * w;
+        let heads: usize = (0..c).map(|level| self.head(level).width * d).sum();
+        2.0 * (self.layers * (encoder + decoder) + heads + items * self.vector_dim * d) as f64
     }
 
     /// Number of parameters of each part.
@@ -83,7 +110,7 @@ impl TigerConfig {
 /// Parameter counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// Code, separator, BOS and user vectors.
+    /// Code, separator, BOS and user vectors, and the map of injected ones.
     pub embeddings: usize,
     /// Encoder blocks with norms and bias table.
     pub encoder: usize,
@@ -127,12 +154,7 @@ impl Tiger {
     /// [`Error::InvalidConfig`], [`Error::TensorNames`] or [`Error::ShapeMismatch`].
     pub fn from_weights(config: &TigerConfig, weights: Weights) -> Result<Self> {
         config.validate()?;
-        for d in config.declarations() {
-            let got = weights.get(&d.name)?;
-            if got.shape != d.shape || got.data.len() != d.shape.iter().product::<usize>() {
-                return Err(Error::shape(d.name, d.shape, &got.shape));
-            }
-        }
+        weights.check(&config.declarations())?;
         Ok(Tiger {
             config: config.clone(),
             weights,
@@ -225,6 +247,51 @@ mod tests {
                 "192M 579116160 201367680",
             ]
         );
+    }
+
+    #[test]
+    fn every_map_is_multiplied_with_every_token_it_sees() {
+        for (feed_forward, output_heads) in [
+            (FeedForward::Grid, OutputHeads::PerLevel),
+            (FeedForward::T5, OutputHeads::Plain),
+        ] {
+            let config = TigerConfig {
+                codebook_sizes: vec![5, 7, 3],
+                layers: 2,
+                d_model: 8,
+                heads: 2,
+                d_kv: 3,
+                d_ff: 16,
+                max_items: 4,
+                user_buckets: 10,
+                vector_dim: 6,
+                feed_forward,
+                output_heads,
+                ..TigerConfig::default()
+            };
+            // A user token, and four items of three codes, a vector and a separator.
+            let (encoded, decoded) = (1 + 4 * 5, 3);
+            let maps = config
+                .declarations()
+                .into_iter()
+                .filter(|d| d.shape.len() == 2 && !d.name.ends_with("bias"));
+            let products = maps.map(|d| {
+                let times = match d.name.split('.').next() {
+                    Some("codes" | "users") => 0,
+                    Some("vectors") => 4,
+                    Some("encoder") => encoded,
+                    _ if d.name.ends_with("cross.kv") => encoded,
+                    Some("decoder") => decoded,
+                    _ if output_heads == OutputHeads::Plain => 3,
+                    _ => 1,
+                };
+                times * d.shape[0] * d.shape[1]
+            });
+            let pairs = encoded * encoded + (1 + 2 + 3) + decoded * encoded;
+            let wanted = 2 * (products.sum::<usize>() + config.layers * pairs * 2 * (2 * 3));
+            assert_eq!(config.forward_flops(4), wanted as f64);
+            assert_eq!(config.forward_flops(9), wanted as f64);
+        }
     }
 
     #[test]

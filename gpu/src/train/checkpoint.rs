@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::optim::Moments;
-use crate::weights::{Weight, Weights};
+use crate::weights::Weight;
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -35,13 +35,13 @@ pub(super) enum Kind {
 
 /// What a state belongs to: all that decides the course of a training. The extent is no part of it, unless the schedule
 /// depends on the last step.
-pub(super) fn identity(
-    config: &TigerConfig,
+pub(super) fn identity<M: Model>(
+    config: &M::Config,
     options: &TrainOptions,
     total: usize,
     engine: &str,
-    samples: &Samples,
-    validation: Option<&Validation>,
+    samples: &M::Samples,
+    validation: Option<M::Validation<'_>>,
 ) -> String {
     let total = (!options.schedule.is_extendable()).then_some(total);
     let options = TrainOptions {
@@ -49,24 +49,8 @@ pub(super) fn identity(
         max_epochs: None,
         ..options.clone()
     };
-    let valid = validation.map(|v| (digest(v.samples), v.trie.leaves(), v.users, v.beam_width));
-    serde_json::json!([engine, config, options, total, digest(samples), valid]).to_string()
-}
-
-fn digest(samples: &Samples) -> String {
-    let mut hasher = blake3::Hasher::new();
-    let mut row = Vec::new();
-    for i in 0..samples.len() {
-        let (history, target) = (samples.history(i), samples.target(i));
-        row.clear();
-        row.extend((history.len() as u64).to_le_bytes());
-        row.extend(history.iter().chain(target).flat_map(|code| code.to_le_bytes()));
-        for user in samples.users_of(&[i as u32]).unwrap_or_default() {
-            row.extend(user.to_le_bytes());
-        }
-        hasher.update(&row);
-    }
-    hasher.finalize().to_hex().to_string()
+    let valid = validation.map(M::identity);
+    serde_json::json!([engine, config, options, total, samples.digest(), valid]).to_string()
 }
 
 /// The states of a folder.
@@ -95,12 +79,12 @@ impl<'a> States<'a> {
     }
 
     /// The furthest usable state that is not beyond `total` steps. Others are told and passed over.
-    pub(super) fn load(
+    pub(super) fn load<M: Model>(
         &mut self,
-        config: &TigerConfig,
+        config: &M::Config,
         total: usize,
         on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<Option<(Run, Weights, Optimizer)>> {
+    ) -> Result<Option<(Run<M>, Weights, Optimizer)>> {
         let mut found = Vec::new();
         for path in self.files() {
             match place(&path) {
@@ -112,7 +96,7 @@ impl<'a> States<'a> {
         }
         found.sort();
         for (step, is_final, path) in found.into_iter().rev() {
-            match read(&path, &self.identity, config) {
+            match read::<M>(&path, &self.identity, config) {
                 Ok((run, weights, optimizer)) if run.step == step => {
                     let kind = if is_final { Kind::Final } else { Kind::Periodic };
                     self.last = Some((kind, step, run.is_evaluated()));
@@ -126,11 +110,11 @@ impl<'a> States<'a> {
     }
 
     /// Stores a state unless it is there already. Trouble is told, and training goes on.
-    pub(super) fn save(
+    pub(super) fn save<M: Model>(
         &mut self,
         kind: Kind,
-        run: &Run,
-        engine: &Engine,
+        run: &Run<M>,
+        engine: &Engine<M>,
         on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
     ) -> Result<()> {
         let (step, evaluated) = (run.step, run.is_evaluated());
@@ -265,7 +249,7 @@ impl safetensors::View for Numbers<'_> {
     }
 }
 
-fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
+fn serialize<M: Model>(run: &Run<M>, engine: &Engine<M>, identity: &str) -> Result<Vec<u8>> {
     let state = engine.state()?;
     let mut tensors: Vec<(String, Numbers)> = Vec::new();
     for (tensor, (m, v)) in state.weights.tensors().iter().zip(state.moments.iter()) {
@@ -274,8 +258,8 @@ fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
         }
     }
     let mut best = vec![];
-    if let Some((recall, ndcg, step, model)) = &run.best {
-        best = vec![*recall, *ndcg, *step as f64];
+    if let Some((first, second, step, model)) = &run.best {
+        best = vec![*first, *second, *step as f64];
         for tensor in model.weights().tensors() {
             tensors.push((format!("best/{}", tensor.name), Numbers::single(&tensor.data)));
         }
@@ -299,7 +283,11 @@ fn serialize(run: &Run, engine: &Engine, identity: &str) -> Result<Vec<u8>> {
 }
 
 /// Reads a state, or says why it is of no use here.
-fn read(path: &Path, identity: &str, config: &TigerConfig) -> std::result::Result<(Run, Weights, Optimizer), String> {
+fn read<M: Model>(
+    path: &Path,
+    identity: &str,
+    config: &M::Config,
+) -> std::result::Result<(Run<M>, Weights, Optimizer), String> {
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
     let rest = bytes
         .strip_prefix(MAGIC)
@@ -328,7 +316,7 @@ fn read(path: &Path, identity: &str, config: &TigerConfig) -> std::result::Resul
         }
         Ok(chunks.iter().map(|b| f32::from_le_bytes(*b)).collect())
     };
-    let declarations = config.declarations();
+    let declarations = M::declarations(config);
     let weights = |group: &str| -> std::result::Result<Weights, String> {
         let tensors = declarations.iter().map(|d| {
             let n = d.shape.iter().product();
@@ -352,9 +340,9 @@ fn read(path: &Path, identity: &str, config: &TigerConfig) -> std::result::Resul
         return Err("is incomplete".into());
     };
     let best = match doubles("best")?[..] {
-        [recall, ndcg, step] => {
-            let model = Tiger::from_weights(config, weights("best")?).map_err(|e| e.to_string())?;
-            Some((recall, ndcg, step as usize, model))
+        [first, second, step] => {
+            let model = M::from_weights(config, weights("best")?).map_err(|e| e.to_string())?;
+            Some((first, second, step as usize, model))
         }
         _ => None,
     };
@@ -369,25 +357,24 @@ fn read(path: &Path, identity: &str, config: &TigerConfig) -> std::result::Resul
 
 /// A point as numbers; NaN stands for no validation.
 fn numbers(p: &CurvePoint) -> [f64; 7] {
+    let (first, second) = p.valid.unwrap_or((f64::NAN, f64::NAN));
     [
         p.step as f64,
         p.epoch as f64,
         p.train_loss,
-        p.valid_recall_5.unwrap_or(f64::NAN),
-        p.valid_ndcg_5.unwrap_or(f64::NAN),
+        first,
+        second,
         p.lr,
         p.seconds,
     ]
 }
 
-fn point(&[step, epoch, train_loss, recall, ndcg, lr, seconds]: &[f64; 7]) -> CurvePoint {
-    let known = |x: f64| (!x.is_nan()).then_some(x);
+fn point(&[step, epoch, train_loss, first, second, lr, seconds]: &[f64; 7]) -> CurvePoint {
     CurvePoint {
         step: step as usize,
         epoch: epoch as usize,
         train_loss,
-        valid_recall_5: known(recall),
-        valid_ndcg_5: known(ndcg),
+        valid: (!first.is_nan()).then_some((first, second)),
         lr,
         seconds,
     }

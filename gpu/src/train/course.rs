@@ -4,31 +4,31 @@ use super::checkpoint::{Kind, States};
 use super::*;
 
 /// A training under way.
-pub(super) struct Training<'a> {
-    config: &'a TigerConfig,
+pub(super) struct Training<'a, 'v, M: Model> {
+    config: &'a M::Config,
     options: &'a TrainOptions,
-    samples: &'a Samples,
-    validation: Option<Validation<'a>>,
-    engine: Engine,
+    samples: &'a M::Samples,
+    validation: Option<M::Validation<'v>>,
+    engine: Engine<M>,
     states: Option<States<'a>>,
-    run: Run,
+    run: Run<M>,
     total: usize,
     /// An epoch and its batches.
     batches: (usize, Vec<Vec<u32>>),
 }
 
-impl<'a> Training<'a> {
+impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     pub(super) fn new(
-        config: &'a TigerConfig,
+        config: &'a M::Config,
         options: &'a TrainOptions,
-        engine: Engine,
-        samples: &'a Samples,
-        validation: Option<Validation<'a>>,
+        engine: Engine<M>,
+        samples: &'a M::Samples,
+        validation: Option<M::Validation<'v>>,
         checkpoint: Option<Checkpoint<'a>>,
     ) -> Self {
-        let total = options.total_steps(samples.len());
+        let total = options.total_steps(samples.count());
         let states = checkpoint.map(|checkpoint| {
-            let identity = checkpoint::identity(config, options, total, engine.name(), samples, validation.as_ref());
+            let identity = checkpoint::identity::<M>(config, options, total, engine.name(), samples, validation);
             States::new(checkpoint, identity)
         });
         Training {
@@ -45,7 +45,7 @@ impl<'a> Training<'a> {
     }
 
     /// Trains to the end. A break stores the state first.
-    pub(super) fn run(mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Trained> {
+    pub(super) fn run(mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Trained<M>> {
         let stopped = match self.go(on_event) {
             Err(Error::Interrupted) => {
                 let _ = self.keep(Kind::Periodic, on_event);
@@ -96,15 +96,23 @@ impl<'a> Training<'a> {
             let batches = self.samples.batches(options.batch_size, options.bucket_batches, order);
             self.batches = (epoch, batches);
         }
-        let rows = &self.batches.1[(step - 1) % self.steps_per_epoch()];
-        let (histories, targets) = pack(self.config, self.samples, rows)?;
-        let mut noise = Noise::new(self.config.dropout, root.child(2).child(step as u64));
+        let accumulate = self.options.accumulate;
+        let rows = self
+            .batches
+            .1
+            .chunks(accumulate)
+            .nth((step - 1) % self.steps_per_epoch());
+        // Batches are numbered over the whole training.
+        let noise = |batch: usize| root.child(2).child(((step - 1) * accumulate + batch + 1) as u64);
+        let batches = rows.unwrap_or_default().iter().enumerate();
+        let batches: Vec<(&[u32], Key)> = batches.map(|(i, rows)| (&rows[..], noise(i))).collect();
         let (lr, clip_norm) = (self.learning_rate(step), self.options.clip_norm);
-        let loss = self.engine.step(&histories, &targets, &mut noise, lr, clip_norm)?;
+        let loss = self.engine.step(self.samples, &batches, lr, clip_norm)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step, loss });
         }
-        let samples_per_second = self.run.count(loss, rows.len());
+        let samples = batches.iter().map(|(rows, _)| rows.len()).sum();
+        let samples_per_second = self.run.count(loss, samples);
         let total = self.total;
         tell(
             on_event,
@@ -119,7 +127,7 @@ impl<'a> Training<'a> {
 
     fn evaluate(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
         let key = Key::new(self.options.seed).child(3);
-        let metrics = match &self.validation {
+        let metrics = match self.validation {
             Some(validation) => Some(self.engine.evaluate(validation, key, on_event)?),
             None => None,
         };
@@ -159,7 +167,7 @@ impl<'a> Training<'a> {
     }
 
     fn steps_per_epoch(&self) -> usize {
-        self.samples.len().div_ceil(self.options.batch_size)
+        self.options.steps_per_epoch(self.samples.count())
     }
 
     fn epoch(&self, step: usize) -> usize {
@@ -173,12 +181,12 @@ impl<'a> Training<'a> {
 }
 
 /// What training has found so far.
-pub(super) struct Run {
+pub(super) struct Run<M> {
     /// Steps done.
     pub(super) step: usize,
     pub(super) curve: Vec<CurvePoint>,
-    /// Recall, NDCG, step and model of the best evaluation.
-    pub(super) best: Option<(f64, f64, usize, Tiger)>,
+    /// The two metrics, step and model of the best evaluation.
+    pub(super) best: Option<(f64, f64, usize, M)>,
     pub(super) since_best: usize,
     /// Since the last evaluation: sum of losses, steps, samples.
     pub(super) losses: (f64, usize, usize),
@@ -189,7 +197,7 @@ pub(super) struct Run {
     window: (Instant, usize),
 }
 
-impl Default for Run {
+impl<M> Default for Run<M> {
     fn default() -> Self {
         Run {
             step: 0,
@@ -204,7 +212,7 @@ impl Default for Run {
     }
 }
 
-impl Run {
+impl<M: Model> Run<M> {
     /// Measures time from here on: `seconds` went by before.
     pub(super) fn resumed(self, seconds: f64) -> Self {
         Run {
@@ -235,7 +243,7 @@ impl Run {
     }
 
     /// Adds a point to the curve and keeps the weights if it is the best.
-    fn record(&mut self, epoch: usize, lr: f64, metrics: Option<(f64, f64)>, engine: &Engine) -> Result<bool> {
+    fn record(&mut self, epoch: usize, lr: f64, metrics: Option<(f64, f64)>, engine: &Engine<M>) -> Result<bool> {
         let better = match (metrics, &self.best) {
             (None, _) => false,
             (Some(_), None) => true,
@@ -246,8 +254,7 @@ impl Run {
             step: self.step,
             epoch,
             train_loss: self.losses.0 / self.losses.1.max(1) as f64,
-            valid_recall_5: metrics.map(|m| m.0),
-            valid_ndcg_5: metrics.map(|m| m.1),
+            valid: metrics,
             lr,
             seconds: self.seconds(),
         });
@@ -256,14 +263,14 @@ impl Run {
         if metrics.is_some() {
             self.since_best += 1;
         }
-        if let (Some((recall, ndcg)), Some(model)) = (metrics, model) {
+        if let (Some((first, second)), Some(model)) = (metrics, model) {
             self.since_best = 0;
-            self.best = Some((recall, ndcg, self.step, model));
+            self.best = Some((first, second, self.step, model));
         }
         Ok(better)
     }
 
-    fn finish(self, engine: Engine, stopped: Stopped) -> Result<Trained> {
+    fn finish(self, engine: Engine<M>, stopped: Stopped) -> Result<Trained<M>> {
         let (best_step, model) = match self.best {
             Some((_, _, step, model)) => (step, model),
             None => (self.step, engine.model()?),

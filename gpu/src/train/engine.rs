@@ -2,26 +2,21 @@
 
 use super::checkpoint::Optimizer;
 use super::*;
-use crate::beam::{BeamOptions, beam_search, beam_search_on};
-use crate::ops::{Graph, Stock, Tape, Workspace};
+use crate::ops::Tape;
 use crate::optim::{Adam, Moments, StockAdam, clip_scale, stock_clip_scale};
-use crate::tiger::{Histories, loss};
-use crate::weights::Weights;
 use candle_core::Tensor;
 use std::borrow::Cow;
 
-/// Validation users searched together.
-const EVALUATION_USERS: usize = 256;
-
 /// Weights and optimizer on the CPU or on another device.
-pub(super) enum Engine {
+pub(super) enum Engine<M: Model> {
     Fast {
-        model: Tiger,
+        model: M,
         workspace: Box<Workspace>,
         adam: Adam,
     },
+    /// The model is its start; its weights live in `stock`.
     Stock {
-        config: TigerConfig,
+        model: M,
         stock: Box<Stock>,
         adam: StockAdam,
     },
@@ -34,8 +29,8 @@ pub(super) struct State<'a> {
     pub(super) moments: Cow<'a, [Moments]>,
 }
 
-impl Engine {
-    pub(super) fn new(model: Tiger, options: &TrainOptions, device: &Device) -> Result<Self> {
+impl<M: Model> Engine<M> {
+    pub(super) fn new(model: M, options: &TrainOptions, device: &Device) -> Result<Self> {
         if device.is_cpu() {
             let adam = Adam::new(options.optimizer);
             return Ok(Engine::Fast {
@@ -44,93 +39,83 @@ impl Engine {
                 adam,
             });
         }
-        let stock = Box::new(Stock::new(model.weights(), device)?);
-        let adam = StockAdam::new(options.optimizer);
+        Self::stock(model, options, device)
+    }
+
+    /// The engine of devices other than the CPU; the CPU runs it too, as the slow twin.
+    pub(super) fn stock(model: M, options: &TrainOptions, device: &Device) -> Result<Self> {
+        let stock = Stock::new(model.weights(), device)?
+            .with_precision(options.precision)
+            .with_frozen(model.frozen())?;
         Ok(Engine::Stock {
-            config: model.config().clone(),
-            stock,
-            adam,
+            model,
+            stock: Box::new(stock),
+            adam: StockAdam::new(options.optimizer),
         })
     }
 
-    /// One optimizer step; the loss is that before the update.
+    /// One optimizer step on the mean gradient of batches of samples, each with the key of its noise. The loss is that
+    /// before the update; if it is not finite there is no update.
     pub(super) fn step(
         &mut self,
-        histories: &Histories,
-        targets: &[u16],
-        noise: &mut Noise,
+        samples: &M::Samples,
+        batches: &[(&[u32], Key)],
         lr: f64,
         clip_norm: Option<f32>,
     ) -> Result<f32> {
+        let terms: Vec<usize> = batches.iter().map(|(rows, _)| samples.terms(rows)).collect();
+        let all = terms.iter().sum::<usize>() as f64;
+        let mut loss = 0.0;
         match self {
             Engine::Fast { model, workspace, adam } => {
-                let mut tape = Tape::new(model.weights(), workspace);
-                let node = loss(&mut tape, model.config(), histories, targets, noise)?;
-                let value = tape.values(&node)?[0];
-                if value.is_finite() {
-                    tape.backward(node)?;
-                    let scale = clip_scale(workspace.gradients(), clip_norm);
-                    adam.step(model.weights_mut(), workspace.gradients(), lr, scale)?;
+                workspace.clear_gradients(model.weights());
+                for (&(rows, key), &terms) in batches.iter().zip(&terms) {
+                    let share = terms as f64 / all;
+                    let mut tape = Tape::new(model.weights(), workspace).with_frozen(model.frozen());
+                    let node = M::loss(&mut tape, model.config(), samples, rows, key)?;
+                    let value = tape.values(&node)?[0];
+                    if !value.is_finite() {
+                        return Ok(value);
+                    }
+                    loss += share * f64::from(value);
+                    tape.backward_onto(node, share as f32)?;
                 }
-                Ok(value)
+                let scale = clip_scale(workspace.gradients(), clip_norm);
+                adam.step(model.weights_mut(), workspace.gradients(), lr, scale)?;
             }
-            Engine::Stock { config, stock, adam } => {
-                let node = loss(&mut **stock, config, histories, targets, noise)?;
-                let value = stock.values(&node)?[0];
-                if value.is_finite() {
-                    let gradients = stock.backward(&node)?;
-                    let scale = stock_clip_scale(&gradients, clip_norm)?;
-                    adam.step(stock.variables(), &gradients, lr, scale)?;
+            Engine::Stock { model, stock, adam } => {
+                let mut gradients = vec![None; stock.variables().len()];
+                for (&(rows, key), &terms) in batches.iter().zip(&terms) {
+                    let share = terms as f64 / all;
+                    let node = M::loss(&mut **stock, model.config(), samples, rows, key)?;
+                    let value = stock.values(&node)?[0];
+                    if !value.is_finite() {
+                        return Ok(value);
+                    }
+                    loss += share * f64::from(value);
+                    stock.backward_onto(&(node * share)?, &mut gradients)?;
                 }
-                Ok(value)
+                let scale = stock_clip_scale(&gradients, clip_norm)?;
+                adam.step(stock.variables(), &gradients, lr, scale)?;
             }
         }
+        Ok(loss as f32)
     }
 
-    /// Recall@5 and NDCG@5 of the validation users.
+    /// The two metrics of the validation.
     pub(super) fn evaluate(
         &mut self,
-        validation: &Validation,
+        validation: M::Validation<'_>,
         key: Key,
         on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
     ) -> Result<(f64, f64)> {
-        let samples = validation.samples;
-        let mut rows = key.permutation(samples.len());
-        rows.truncate(validation.users.unwrap_or(usize::MAX).max(1));
-        rows.sort_unstable();
-        let options = BeamOptions {
-            width: validation.beam_width.max(K),
-            ..BeamOptions::default()
+        let place = match self {
+            Engine::Fast { model, workspace, .. } => Place::Cpu(model, workspace),
+            Engine::Stock { model, stock, .. } => Place::Device(model.config(), stock),
         };
-        let (mut recall, mut ndcg) = (0.0, 0.0);
-        let (mut users_done, total) = (0, rows.len());
-        for rows in rows.chunks(EVALUATION_USERS) {
-            let histories: Vec<&[u16]> = rows.iter().map(|&i| samples.history(i as usize)).collect();
-            let users = samples.users_of(rows);
-            let users = users.as_deref();
-            let trie = validation.trie;
-            let found = match self {
-                Engine::Fast { model, .. } => beam_search(model, trie, &histories, users, &options)?,
-                Engine::Stock { config, stock, .. } => {
-                    beam_search_on(stock, config, trie, &histories, users, &options)?
-                }
-            };
-            for (&row, ranked) in rows.iter().zip(&found) {
-                let target = trie.leaf(samples.target(row as usize));
-                let (r, n) = expected_recall_ndcg(ranked, trie, target);
-                recall += r;
-                ndcg += n;
-            }
-            users_done += rows.len();
-            tell(
-                on_event,
-                TrainEvent::Evaluating {
-                    users: users_done,
-                    total,
-                },
-            )?;
-        }
-        Ok((recall / total as f64, ndcg / total as f64))
+        M::evaluate(place, validation, key, &mut |users, total| {
+            tell(on_event, TrainEvent::Evaluating { users, total })
+        })
     }
 
     /// Which engine it is: a state of one is no state of the other.
@@ -180,19 +165,10 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn model(&self) -> Result<Tiger> {
+    pub(super) fn model(&self) -> Result<M> {
         match self {
             Engine::Fast { model, .. } => Ok(model.clone()),
-            Engine::Stock { config, stock, .. } => Tiger::from_weights(config, stock.weights()?),
+            Engine::Stock { model, stock, .. } => M::from_weights(model.config(), stock.weights()?),
         }
     }
-}
-
-/// Histories and targets of one batch.
-pub(super) fn pack(config: &TigerConfig, samples: &Samples, rows: &[u32]) -> Result<(Histories, Vec<u16>)> {
-    let users = samples.users_of(rows);
-    let histories = rows.iter().map(|&i| samples.history(i as usize));
-    let histories = config.histories(histories, users.as_deref())?;
-    let targets = rows.iter().flat_map(|&i| samples.target(i as usize)).copied().collect();
-    Ok((histories, targets))
 }

@@ -1,7 +1,8 @@
-"""Writes tests/golden/tiger_{grid,t5}.{safetensors,json}: the model of src/tiger.rs built from transformers' T5Stack.
+"""Writes tests/golden/tiger_{grid,t5,injected}.{safetensors,json}: the model of src/tiger.rs built from transformers' T5Stack.
 
 Run with torch, transformers and safetensors installed:  python tests/reference/tiger_reference.py
 Weights are stored under the names of src/tiger.rs; the batch is padded and masked here, packed there.
+`injected` is `t5` with one head for all levels and a token per item that carries a vector.
 """
 import json
 import pathlib
@@ -13,7 +14,7 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5LayerFF, T5Stack
 
 SIZES, LAYERS, D, H, K, FF, USERS = [7, 5, 6, 3], 2, 12, 3, 5, 10, 4
-C, V = len(SIZES), sum(SIZES)
+C, V, WIDTH = len(SIZES), sum(SIZES), 6
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
 
@@ -43,7 +44,11 @@ class Tiger(nn.Module):
         self.codes = nn.Parameter(torch.randn(V, D))
         self.bos = nn.Parameter(torch.randn(D))
         self.separator = nn.Parameter(torch.randn(D))
+        self.injected = kind == "injected"
         self.heads = nn.ParameterList([nn.Parameter(torch.randn(size, D) * D**-0.5) for size in SIZES])
+        if self.injected:
+            self.heads = nn.ParameterList([nn.Parameter(torch.randn(V, D) * D**-0.5)])
+            self.vectors = nn.Parameter(torch.randn(D, WIDTH))
         for name, p in self.named_parameters():
             if "layer_norm" in name:
                 p.data = 1 + 0.1 * torch.randn_like(p)
@@ -55,8 +60,13 @@ class Tiger(nn.Module):
     def embed(self, code, level):
         return self.codes[sum(SIZES[:level]) + code]
 
-    def loss(self, histories, targets):
-        longest = max(len(h) // C * (C + 1) for h in histories)
+    def logits(self, hidden, level):
+        return hidden[:, level] @ self.heads[0 if self.injected else level].T
+
+    def loss(self, histories, targets, vectors):
+        """`vectors`: one row per item of the histories, in their order."""
+        longest = max(len(h) // C * (C + 1 + self.injected) for h in histories)
+        vectors = iter(nn.functional.normalize(vectors, dim=-1))
         x = torch.zeros(len(histories), longest, D)
         mask = torch.zeros(len(histories), longest)
         rows = []
@@ -65,6 +75,8 @@ class Tiger(nn.Module):
             for i, code in enumerate(h):
                 row.append(self.embed(code, i % C))
                 if i % C == C - 1:
+                    if self.injected:
+                        row.append(self.vectors @ next(vectors))
                     row.append(self.separator)
             mask[b, : len(row)] = 1
             rows.append(torch.cat([torch.stack(row), torch.zeros(longest - len(row), D)]))
@@ -72,7 +84,8 @@ class Tiger(nn.Module):
         y = torch.stack([torch.stack([self.bos] + [self.embed(t[i], i) for i in range(C - 1)]) for t in targets])
         hidden = self.decoder(inputs_embeds=y, encoder_hidden_states=memory, encoder_attention_mask=mask).last_hidden_state
         targets = torch.tensor(targets)
-        return sum(nn.functional.cross_entropy(hidden[:, l] @ self.heads[l].T, targets[:, l]) for l in range(C))
+        first = [sum(SIZES[:l]) if self.injected else 0 for l in range(C)]
+        return sum(nn.functional.cross_entropy(self.logits(hidden, l), first[l] + targets[:, l]) for l in range(C))
 
     def ours(self, of=lambda p: p.detach()):
         """Tensors under the names of src/tiger.rs."""
@@ -104,7 +117,9 @@ class Tiger(nn.Module):
                     out[f"{name}.feed_forward.1"] = of(dense.wi.weight)
                     out[f"{name}.feed_forward.2"] = of(dense.wo.weight)
         for l, head in enumerate(self.heads):
-            out[f"heads.{l}"] = of(head)
+            out["heads" if self.injected else f"heads.{l}"] = of(head)
+        if self.injected:
+            out["vectors"] = of(self.vectors)
         return {name: t.detach().clone().contiguous() for name, t in out.items()}
 
 
@@ -112,27 +127,30 @@ def item(generator):
     return [int(torch.randint(size, (1,), generator=generator)) for size in SIZES]
 
 
-for kind in ("grid", "t5"):
-    torch.manual_seed({"grid": 1, "t5": 2}[kind])
+for kind in ("grid", "t5", "injected"):
+    torch.manual_seed({"grid": 1, "t5": 2, "injected": 4}[kind])
     generator = torch.Generator().manual_seed(3)
     model = Tiger(kind).eval()
     histories = [sum((item(generator) for _ in range(n)), []) for n in (3, 1, 7, 2, 5)]
     targets = [item(generator) for _ in histories]
+    vectors = torch.randn(sum(len(h) // C for h in histories), WIDTH, generator=generator)
     tensors = {f"weights/{k}": v for k, v in model.ours().items()}
-    loss = model.loss(histories, targets)
+    loss = model.loss(histories, targets, vectors)
     loss.backward()
     tensors |= {f"gradients/{k}": v for k, v in model.ours(lambda p: p.grad).items()}
     numbers = {"codebook_sizes": SIZES, "layers": LAYERS, "d_model": D, "heads": H, "d_kv": K, "d_ff": FF,
-               "feed_forward": kind, "histories": histories, "targets": targets, "loss": float(loss)}
+               "feed_forward": "grid" if kind == "grid" else "t5", "histories": histories, "targets": targets, "loss": float(loss)}
+    if kind == "injected":
+        numbers["vectors"] = vectors.tolist()
     adam = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-2)
     losses = []
     for _ in range(3):
         adam.zero_grad()
-        loss = model.loss(histories, targets)
+        loss = model.loss(histories, targets, vectors)
         losses.append(float(loss))
         loss.backward()
         adam.step()
-    losses.append(float(model.loss(histories, targets)))
+    losses.append(float(model.loss(histories, targets, vectors)))
     numbers["adam"] = {"lr": 1e-2, "weight_decay": 1e-2, "losses": losses}
     tensors |= {f"after/{k}": v for k, v in model.ours().items()}
     save_file(tensors, GOLDEN / f"tiger_{kind}.safetensors")

@@ -50,6 +50,96 @@ fn a_missing_checkpoint_is_named() {
     assert_eq!(error.code, "no-checkpoint");
 }
 
+/// Texts through the tokenizers and encoders of tiny checkpoints, against transformers
+/// (`gpu/tests/reference/encoders_reference.py`).
+#[test]
+fn texts_through_t5_and_decoders_agree_with_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/golden/encoders");
+    let golden = std::fs::read_to_string(folder.join("encoders.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+    let ids: Vec<String> = (0..texts.len()).map(|id| id.to_string()).collect();
+    let columns: [(&str, ArrayRef); 2] = [
+        (ITEM_ID, Arc::new(StringArray::from(ids))),
+        (TEXT, Arc::new(StringArray::from(texts))),
+    ];
+    let items = RecordBatch::try_from_iter(columns).unwrap();
+    let harness = Harness {
+        data_root: folder,
+        ..Default::default()
+    };
+    for (model, case) in golden["cases"].as_object().unwrap() {
+        let own = if model.starts_with("t5") { "mean" } else { "last" };
+        for (pooling, key) in [
+            (Pooling::Auto, own),
+            (Pooling::Mean, "mean"),
+            (Pooling::LastToken, "last"),
+        ] {
+            let operator = EmbedText {
+                model: model.clone(),
+                pooling,
+                normalize: false,
+                max_length: golden["max_length"].as_u64().unwrap() as u32,
+                device: "cpu".into(),
+            };
+            let out = harness.run(&operator, &[("input", Table::new(items.clone()))]).unwrap();
+            let out = out.batch(OUT).unwrap();
+            let (values, _) = schema::embedding_values(&out).unwrap();
+            let want: Vec<Vec<f32>> = serde_json::from_value(case[key].clone()).unwrap();
+            assert_eq!(values.len(), want.concat().len());
+            for (got, want) in values.iter().zip(want.concat()) {
+                assert!(
+                    (got - want).abs() < 1e-4,
+                    "{model}, {pooling:?}: {got}, expected {want}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_checkpoint_lacks_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = folder.path().join("encoder");
+    testdata::tiny_encoder(&encoder);
+    let run = || {
+        let operator = EmbedText {
+            model: "encoder".into(),
+            max_length: 16,
+            device: "cpu".into(),
+            ..Default::default()
+        };
+        let harness = Harness {
+            data_root: folder.path().to_path_buf(),
+            ..Default::default()
+        };
+        harness.run(&operator, &[("input", Table::new(catalogue("1 | hat")))])
+    };
+    assert!(run().is_ok());
+    std::fs::create_dir(encoder.join("1_Pooling")).unwrap();
+    std::fs::write(encoder.join(POOLING_FILE), r#"{"pooling_mode": "max"}"#).unwrap();
+    let error = run().unwrap_err();
+    assert!(error.message.contains("pooling_mode is [\"max\"]"), "{}", error.message);
+    std::fs::remove_file(encoder.join(POOLING_FILE)).unwrap();
+    std::fs::remove_file(encoder.join("tokenizer.json")).unwrap();
+    let error = run().unwrap_err();
+    assert_eq!(error.code, "bad-checkpoint");
+    assert!(error.message.ends_with("has no tokenizer.json"), "{}", error.message);
+    std::fs::write(encoder.join("config.json"), r#"{"model_type": "gemma"}"#).unwrap();
+    testdata::tiny_encoder(&folder.path().join("other"));
+    std::fs::copy(
+        folder.path().join("other/tokenizer.json"),
+        encoder.join("tokenizer.json"),
+    )
+    .unwrap();
+    let error = run().unwrap_err();
+    assert!(
+        error.message.contains("supported: \"bert\", \"t5\""),
+        "{}",
+        error.message
+    );
+}
+
 /// Results made up by a test; counts how many were opened.
 #[derive(Default)]
 struct Made {

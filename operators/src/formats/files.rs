@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, LargeBinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
@@ -80,20 +81,22 @@ impl Block {
         self.batch.column(3).as_binary::<i64>().value(0)
     }
 
-    fn encode(file: u32, line: u64, layout: &str, bytes: &[u8]) -> Result<RecordBatch> {
+    fn encode(file: u32, line: u64, layout: &str, bytes: Vec<u8>) -> Result<RecordBatch> {
         let schema = Schema::new(vec![
             Field::new("file", DataType::UInt32, false),
             Field::new("line", DataType::UInt64, false),
             Field::new("layout", DataType::Utf8, false),
             Field::new("bytes", DataType::LargeBinary, false),
         ]);
+        // The bytes are taken over, not copied.
+        let offsets = OffsetBuffer::from_lengths([bytes.len()]);
         Ok(RecordBatch::try_new(
             Arc::new(schema),
             vec![
                 Arc::new(UInt32Array::from(vec![file])),
                 Arc::new(UInt64Array::from(vec![line])),
                 Arc::new(StringArray::from(vec![layout])),
-                Arc::new(LargeBinaryArray::from(vec![bytes])),
+                Arc::new(LargeBinaryArray::try_new(offsets, bytes.into(), None)?),
             ],
         )?)
     }
@@ -146,7 +149,7 @@ pub fn whole(path: &Path, name: &str) -> Result<Vec<u8>> {
 pub fn source(path: &Path, name: &str, file: u32, layout: &Layout) -> Result<Box<dyn Source>> {
     let text = serde_json::to_string(layout).map_err(|error| Error::internal(error.to_string()))?;
     Ok(match layout {
-        Layout::JsonObject => Box::new(Once(Some(Block::encode(file, 1, &text, &whole(path, name)?)?))),
+        Layout::JsonObject => Box::new(Once(Some(Block::encode(file, 1, &text, whole(path, name)?)?))),
         Layout::Parquet(_) => Box::new(RowGroups {
             file,
             layout: text,
@@ -254,7 +257,12 @@ impl Source for RowGroups {
         let Some(rows) = self.rows.get(self.group) else {
             return Ok(None);
         };
-        let block = Block::encode(self.file, self.line, &self.layout, &(self.group as u64).to_le_bytes())?;
+        let block = Block::encode(
+            self.file,
+            self.line,
+            &self.layout,
+            (self.group as u64).to_le_bytes().to_vec(),
+        )?;
         self.group += 1;
         self.line += rows;
         Ok(Some(block))
@@ -315,8 +323,9 @@ impl Source for LineBlocks {
             return Ok(None);
         }
         self.rest = bytes.split_off(cut);
-        let block = Block::encode(self.file, self.line, &self.layout, &bytes)?;
-        self.line += memchr::memchr_iter(b'\n', &bytes).count() as u64;
+        let lines = memchr::memchr_iter(b'\n', &bytes).count() as u64;
+        let block = Block::encode(self.file, self.line, &self.layout, bytes)?;
+        self.line += lines;
         Ok(Some(block))
     }
 }

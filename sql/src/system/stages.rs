@@ -77,6 +77,7 @@ fn rows(asked: Option<(&View, &Wanted)>) -> Result<RecordBatch> {
         .number("seconds", |row| row.summary.seconds)
         .number("cpu_seconds", |row| Some(row.summary.usage.as_ref()?.cpu_seconds))
         .count("peak_memory_bytes", |row| Some(row.summary.usage.as_ref()?.peak_memory))
+        .number("energy_joules", |row| row.summary.usage.as_ref()?.energy)
         .time("started", |row| row.summary.started)
         .time("ended", |row| row.summary.ended)
         .text("error", |row| row.summary.error.as_ref())

@@ -1,8 +1,9 @@
 //! A training that was cut off anywhere, made longer, or robbed of a state ends in the bytes of one that was not.
 
 use super::*;
-use crate::ops::Stock;
-use crate::optim::{Schedule, StockAdam};
+use crate::optim::Schedule;
+use crate::samples::Samples;
+use crate::tiger::{Tiger, TigerConfig, Validation};
 use crate::train::tests::{go_on, options, ring};
 use crate::trie::Trie;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,11 +36,11 @@ impl Problem {
         validated: bool,
         checkpoint: Option<(&Path, Duration)>,
         on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<Trained> {
+    ) -> Result<Trained<Tiger>> {
         let validation = validated.then(|| self.validation());
         let checkpoint = checkpoint.map(|(folder, every)| Checkpoint { folder, every });
         let cpu = &Device::Cpu;
-        train_tiger(
+        train_model(
             &self.config,
             options,
             cpu,
@@ -51,7 +52,7 @@ impl Problem {
     }
 
     /// A training to the end, with what it tells: steps made, the step it went on from, why states failed.
-    fn told(&self, options: &TrainOptions, validated: bool, folder: &Path) -> (Trained, Told) {
+    fn told(&self, options: &TrainOptions, validated: bool, folder: &Path) -> (Trained<Tiger>, Told) {
         let mut told = Told::default();
         let trained = self.train(options, validated, Some((folder, Duration::MAX)), &mut |event| {
             told.hear(event);
@@ -92,7 +93,7 @@ fn epochs(n: usize) -> TrainOptions {
     }
 }
 
-fn assert_same(got: &Trained, want: &Trained, what: &str) {
+fn assert_same(got: &Trained<Tiger>, want: &Trained<Tiger>, what: &str) {
     let plain =
         |curve: &[CurvePoint]| -> Vec<CurvePoint> { curve.iter().map(|p| CurvePoint { seconds: 0.0, ..*p }).collect() };
     assert_eq!(plain(&got.curve), plain(&want.curve), "{what}");
@@ -117,12 +118,23 @@ fn a_training_interrupted_anywhere_ends_the_same() {
         eval_every: 6,
         ..epochs(0)
     };
-    let whole = problem.train(&options, true, None, &mut go_on).unwrap();
-    for every in [Duration::ZERO, Duration::MAX] {
+    let accumulated = TrainOptions {
+        batch_size: 12,
+        accumulate: 3,
+        ..options.clone()
+    };
+    let cases = [
+        (&options, Duration::ZERO),
+        (&options, Duration::MAX),
+        (&accumulated, Duration::MAX),
+    ];
+    for (options, every) in cases {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let whole = threads.install(|| problem.train(options, true, None, &mut go_on).unwrap());
         for kill_at in 1.. {
             let folder = tempfile::tempdir().unwrap();
             let (mut events, mut last) = (0, 0);
-            let cut = problem.train(&options, true, Some((folder.path(), every)), &mut |event| {
+            let cut = problem.train(options, true, Some((folder.path(), every)), &mut |event| {
                 if let TrainEvent::Step { step, .. } = event {
                     last = step;
                 }
@@ -138,7 +150,7 @@ fn a_training_interrupted_anywhere_ends_the_same() {
                 assert!(kill_at > 15, "nothing was cut off");
                 break;
             }
-            let (trained, told) = problem.told(&options, true, folder.path());
+            let (trained, told) = problem.told(options, true, folder.path());
             assert_eq!(told.resumed, Some(last), "an interruption loses nothing");
             assert_eq!(told.steps, 15 - last);
             assert_same(&trained, &whole, &format!("cut off at event {kill_at}"));
@@ -360,19 +372,24 @@ fn files_that_a_killed_process_left_are_removed() {
     assert_eq!(names(folder.path()), ["final-4.state", "notes.txt", "step-x.state"]);
 }
 
-/// The engine for other devices stores and restores its state too.
+/// The engine for other devices stores and restores its state too, in any precision.
 #[test]
 fn the_stock_engine_goes_on_too() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        the_stock_engine_goes_on(precision);
+    }
+}
+
+fn the_stock_engine_goes_on(precision: Precision) {
     let problem = Problem::new();
     let folder = tempfile::tempdir().unwrap();
     let train = |epochs_to: usize, checkpoint: Option<&Path>, break_at: usize| {
-        let options = epochs(epochs_to);
-        let model = Tiger::init(&problem.config, Key::new(0).child(0).bits(0)).unwrap();
-        let engine = Engine::Stock {
-            config: problem.config.clone(),
-            stock: Box::new(Stock::new(model.weights(), &Device::Cpu).unwrap()),
-            adam: StockAdam::new(options.optimizer),
+        let options = TrainOptions {
+            precision,
+            ..epochs(epochs_to)
         };
+        let model = Tiger::init(&problem.config, Key::new(0).child(0).bits(0)).unwrap();
+        let engine = Engine::stock(model, &options, &Device::Cpu).unwrap();
         let every = Duration::MAX;
         let checkpoint = checkpoint.map(|folder| Checkpoint { folder, every });
         let validation = Some(problem.validation());

@@ -14,16 +14,20 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sluice_engine::operator::Cancel;
-use sluice_sql::{Limits, Session};
+use sluice_engine::store::Store;
+use sluice_sql::{Limits, Session, Source};
 use sqllogictest::{
     DB, DBOutput, DefaultColumnType, Record, Runner, default_normalizer, default_validator, parse_file,
     strict_column_validator,
 };
 
+use crate::sluice::Sluice;
+
 /// The session that the files of a folder are asked in.
-fn fixture(folder: &str) -> Session {
+fn fixture(folder: &str, store: &Sluice) -> Session {
     match folder {
         "functions" | "statements" => session(),
+        "store" => over(store),
         other => panic!("a new folder \"{other}\": say here which session its files are asked in"),
     }
 }
@@ -35,6 +39,55 @@ fn session() -> Session {
         ..Limits::default()
     };
     Session::new(&limits, &Cancel::default()).unwrap()
+}
+
+const REVIEWS: &str = "user_id,item_id,timestamp\n\
+    u1,i1,10\nu1,i2,20\nu1,i3,30\nu2,i1,10\nu2,i2,25\nu2,i4,40\nu3,i3,5\nu3,i1,15\nu3,i2,35\n";
+
+const SMALL: &str = "pipeline: small\nseed: 7\nstages:\n  \
+    reviews: { op: ingest_interactions, path: reviews.csv }\n  \
+    clean: { op: dedup, input: reviews }\n  \
+    split: { op: split_leave_one_out, input: clean }\n  \
+    popular: { op: rank_popularity, inputs: { train: split.train, histories: split.test, items: clean }, k: 2 }\n  \
+    scores: { op: score_ranking, inputs: { ranked: popular, targets: split.test }, k: [1, 2] }\n";
+
+const SWEEP: &str = "pipeline: cores\nstages:\n  \
+    reviews: { op: ingest_interactions, path: reviews.csv }\n  \
+    core: { op: filter_kcore, input: reviews, k: 1 }\n\
+    sweep:\n  axes: { core.k: [1, 2] }\n";
+
+const IDS: &str = "pipeline: ids\nseed: 7\nstages:\n  \
+    shop: { op: synthesize, users: 60, items: 120 }\n  \
+    text: { op: embed_tfidf_svd, input: shop.items, dim: 4 }\n  \
+    residual: { op: quantize_rkmeans, input: text, num_codebooks: 2, codebook_size: 3 }\n  \
+    product: { op: quantize_pq, input: text, num_codebooks: 2, codebook_size: 3, collisions: none }\n";
+
+/// A store with a run that makes two kinds of semantic ids, a run of a sweep, a run of a small pipeline, and that run again after a review was taken out.
+fn runs() -> Sluice {
+    let sluice = Sluice::with(&[
+        ("reviews.csv", REVIEWS),
+        ("small.yaml", SMALL),
+        ("cores.yaml", SWEEP),
+        ("ids.yaml", IDS),
+    ]);
+    sluice.succeed(&["run", "ids.yaml", "--quiet"]);
+    sluice.succeed(&["run", "cores.yaml", "--quiet"]);
+    sluice.succeed(&["run", "small.yaml", "--quiet"]);
+    sluice.write("reviews.csv", REVIEWS.replace("u3,i2,35\n", ""));
+    sluice.succeed(&["run", "small.yaml", "--quiet"]);
+    sluice
+}
+
+/// One over the store of those runs.
+fn over(sluice: &Sluice) -> Session {
+    let source = Source {
+        store: Store::existing(&sluice.path(".sluice")).unwrap(),
+        registry: sluice_operators::registry(),
+        run: None,
+        data_root: sluice.path("."),
+        any_file: false,
+    };
+    session().over(source).unwrap()
 }
 
 /// An error as files expect it: its code and its line.
@@ -133,11 +186,12 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
 #[test]
 #[expect(clippy::print_stderr, reason = "says how much was run")]
 fn statements_give_what_the_files_say() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("slt");
     let bless = std::env::var_os("SLUICE_BLESS").is_some();
     let mut found = Vec::new();
     files(&root, &mut found);
     found.sort();
+    let store = runs();
     let mut sessions: BTreeMap<String, Session> = BTreeMap::new();
     let (mut asked, mut failed) = (0, Vec::new());
     for path in &found {
@@ -145,7 +199,7 @@ fn statements_give_what_the_files_say() {
         let folder = folder.as_os_str().to_string_lossy().to_string();
         let session = sessions
             .entry(folder.clone())
-            .or_insert_with(|| fixture(&folder))
+            .or_insert_with(|| fixture(&folder, &store))
             .clone();
         let mut runner = Runner::new(|| async { Ok(Asked(session.clone())) });
         runner.with_column_validator(strict_column_validator);

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# What a GPU makes of it, in one command: every operation of the stock engine on the device held to the kernels of the CPU,
+# forward and backward (f32); a training step of TIGER 13M, and one of LoRA on the shape of Qwen3-0.6B, beside PyTorch on
+# the same device, eager and compiled (bf16). Prints tokens a second, the share of PEAK_TFLOPS (989: dense bf16 of an
+# H100), and the most memory that nvidia-smi saw in use.
+# There is no kernel of our own for GPUs yet and no generation on them: nothing of these is timed.
+# Needs a CUDA toolkit to build (cuda_toolkit.sh makes one), else PARITY, BENCH_TIGER and BENCH_LLM name what was built
+# elsewhere: the tests of sluice-gpu, and its benches tiger and llm_train, all with --features cuda. Peers as in tiger.sh.
+# DEVICE=cpu PRECISION=f32 FEATURES= tries the script itself where there is no GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export DEVICE=${DEVICE:-cuda} PRECISION=${PRECISION:-bf16} FEATURES=${FEATURES---features cuda}
+export PEAK_TFLOPS=${PEAK_TFLOPS:-989}
+most=$(mktemp)
+trap 'rm -f "$most"' EXIT
+
+# Runs a command and says how much memory of the device was in use at most.
+watched() {
+    local watch=
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$most" &
+        watch=$!
+    fi
+    "$@"
+    if [[ -n "$watch" ]]; then
+        kill "$watch"
+        echo "  most memory in use on the device: $(sort -n "$most" | tail -1) MiB (Sluice and PyTorch, one after another)"
+    fi
+}
+
+[[ "$DEVICE" == cpu ]] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+echo "== parity of the operations, stock engine on $DEVICE"
+if [[ -n "${PARITY:-}" ]]; then
+    SLUICE_DEVICE=$DEVICE "$PARITY" ops::parity --test-threads 1
+else
+    # shellcheck disable=SC2086
+    SLUICE_DEVICE=$DEVICE cargo test --release -p sluice-gpu $FEATURES --lib -- ops::parity --test-threads 1
+fi
+echo "== TIGER 13M"
+BENCH=${BENCH_TIGER:-} STEPS=${STEPS:-40} watched benches/tiger.sh
+echo "== LoRA on the shape of Qwen3-0.6B"
+BENCH=${BENCH_LLM:-} STEPS=${STEPS:-10} COMPILED=${COMPILED:-1} SHAPE=${SHAPE:-0.6b} watched benches/llm_train.sh

@@ -1,0 +1,208 @@
+//! A block of a pre-norm model on the CPU, row by row: all of it but attention.
+//!
+//! Rows are worked on in panels; a product sums along a row in one order whatever the panel holds, so
+//! a token's result depends neither on threads nor on what else is in the batch.
+
+use rayon::prelude::*;
+
+use super::rotary::Rotations;
+use super::{Part, PrenormConfig};
+use crate::lanes;
+use crate::ops::elementwise::{add_to, bias_relu};
+use crate::ops::matmul::{Packed, View};
+use crate::ops::rms_norm;
+
+/// Most tokens per task: as many as keep the product fast and its rows in cache.
+const PANEL: usize = 96;
+/// Fewest tokens per task: whole register tiles of every instruction set.
+const TILE: usize = 12;
+
+/// Tokens per task, so that every thread has some.
+pub(crate) fn panel(rows: usize) -> usize {
+    let share = rows.div_ceil(rayon::current_num_threads());
+    share.next_multiple_of(TILE).clamp(TILE, PANEL)
+}
+
+/// The weights of a block, packed.
+pub(crate) struct Block {
+    attention_norm_d: Vec<f32>,
+    /// Queries, keys and values side by side: [(H + 2 G) K, D].
+    query_key_value: Linear,
+    /// Empty without a norm of queries and keys.
+    query_norm_k: Vec<f32>,
+    key_norm_k: Vec<f32>,
+    attention_out: Linear,
+    feed_forward_norm_d: Vec<f32>,
+    activated: Linear,
+    linear: Option<Linear>,
+    down: Linear,
+}
+
+/// `y = x Wᵀ + b`; the bias may be empty.
+struct Linear {
+    weight: Packed,
+    bias_o: Vec<f32>,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Reused memory of one task.
+#[derive(Default)]
+struct Room {
+    normed: Vec<f32>,
+    mixed: Vec<f32>,
+    activated: Vec<f32>,
+    linear: Vec<f32>,
+    turned: Vec<f32>,
+    left: Vec<f32>,
+}
+
+impl Block {
+    /// The block of a layer, of tensors that `get` finds by name (as [`PrenormConfig::layout`] names them).
+    pub fn new<E>(
+        config: &PrenormConfig,
+        layer: usize,
+        get: &mut impl FnMut(&str) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let (query_norm_k, key_norm_k) = if config.query_key_norm {
+            (
+                get(&config.weight(layer, Part::QueryNorm))?,
+                get(&config.weight(layer, Part::KeyNorm))?,
+            )
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        let mut linear = |parts: &[Part]| Linear::new(config, layer, parts, get);
+        let query_key_value = linear(&[Part::Query, Part::Key, Part::Value])?;
+        let attention_out = linear(&[Part::AttentionOut])?;
+        let activated = linear(&[Part::Activated])?;
+        let gate = config.gated.then(|| linear(&[Part::Linear])).transpose()?;
+        let down = linear(&[Part::Down])?;
+        Ok(Block {
+            attention_norm_d: get(&config.weight(layer, Part::AttentionNorm))?,
+            query_key_value,
+            query_norm_k,
+            key_norm_k,
+            attention_out,
+            feed_forward_norm_d: get(&config.weight(layer, Part::FeedForwardNorm))?,
+            activated,
+            linear: gate,
+            down,
+        })
+    }
+
+    /// Queries [H K], keys [G K] and values [G K] of every row side by side, normed and rotated to their places; `write`
+    /// gets those of a row with its row of `out` [T, `width`].
+    pub fn project(
+        &self,
+        config: &PrenormConfig,
+        hidden_td: &[f32],
+        (places_t, rotations): (&[u32], Option<&Rotations>),
+        (out, width): (&mut [f32], usize),
+        write: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) {
+        let (d, k) = (config.width, config.key_dim);
+        let (queries, keys) = (config.heads * k, config.kv_heads * k);
+        let side_by_side = queries + 2 * keys;
+        let panel = panel(places_t.len());
+        let rows = out.par_chunks_mut(panel * width);
+        let rows = rows.zip(hidden_td.par_chunks(panel * d).zip(places_t.par_chunks(panel)));
+        rows.for_each_init(Room::default, |room, (out, (hidden_td, places_t))| {
+            let normed_td = sized(&mut room.normed, hidden_td.len());
+            rms_norm(hidden_td, &self.attention_norm_d, config.epsilon, normed_td);
+            let mixed = sized(&mut room.mixed, places_t.len() * side_by_side);
+            self.query_key_value.apply(normed_td, mixed, &mut room.left);
+            let turned = sized(&mut room.turned, side_by_side);
+            let place = |from: &[f32], norm_k: &[f32], position: u32, to: &mut [f32]| {
+                if norm_k.is_empty() {
+                    to.copy_from_slice(from);
+                } else {
+                    rms_norm(from, norm_k, config.epsilon, to);
+                }
+                if let Some(rotations) = rotations {
+                    rotations.apply(position as usize, to);
+                }
+            };
+            let rows = out.chunks_exact_mut(width).zip(mixed.chunks_exact(side_by_side));
+            for ((out, row), position) in rows.zip(places_t) {
+                let (query, key) = (0..queries, queries..queries + keys);
+                place(&row[query.clone()], &self.query_norm_k, *position, &mut turned[query]);
+                place(&row[key.clone()], &self.key_norm_k, *position, &mut turned[key]);
+                turned[queries + keys..].copy_from_slice(&row[queries + keys..]);
+                write(turned, out);
+            }
+        });
+    }
+
+    /// What a block does after attention: `x += out(context)`, `x += feed_forward(norm(x))`.
+    pub fn mix(&self, config: &PrenormConfig, context: &[f32], hidden_td: &mut [f32]) {
+        let d = config.width;
+        let panel = panel(hidden_td.len() / d);
+        let rows = hidden_td.par_chunks_mut(panel * d);
+        let rows = rows.zip(context.par_chunks(panel * config.heads * config.key_dim));
+        rows.for_each_init(Room::default, |room, (hidden_td, context)| {
+            let inner = hidden_td.len() / d * config.inner;
+            let (normed_td, mixed_td) = (
+                sized(&mut room.normed, hidden_td.len()),
+                sized(&mut room.mixed, hidden_td.len()),
+            );
+            self.attention_out.apply(context, mixed_td, &mut room.left);
+            add_to(hidden_td, mixed_td);
+            rms_norm(hidden_td, &self.feed_forward_norm_d, config.epsilon, normed_td);
+            let activated_ti = sized(&mut room.activated, inner);
+            self.activated.apply(normed_td, activated_ti, &mut room.left);
+            config.activation.apply(activated_ti);
+            if let Some(linear) = &self.linear {
+                let linear_ti = sized(&mut room.linear, inner);
+                linear.apply(normed_td, linear_ti, &mut room.left);
+                lanes::multiply(activated_ti, linear_ti);
+            }
+            self.down.apply(activated_ti, mixed_td, &mut room.left);
+            add_to(hidden_td, mixed_td);
+        });
+    }
+}
+
+impl Linear {
+    /// The maps of a block, side by side in the output.
+    fn new<E>(
+        config: &PrenormConfig,
+        layer: usize,
+        parts: &[Part],
+        get: &mut impl FnMut(&str) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let (mut weight_oi, mut bias_o, mut inputs) = (Vec::new(), Vec::new(), 0);
+        let maps = config.maps();
+        for (part, _, from, bias) in maps.iter().filter(|(part, ..)| parts.contains(part)) {
+            weight_oi.extend(get(&config.weight(layer, *part))?);
+            if *bias {
+                bias_o.extend(get(&config.bias(layer, *part))?);
+            }
+            inputs = *from;
+        }
+        let outputs = weight_oi.len() / inputs;
+        let mut weight = Packed::default();
+        weight.load(View::rows(&weight_oi, inputs).t(), inputs, outputs);
+        Ok(Linear {
+            weight,
+            bias_o,
+            inputs,
+            outputs,
+        })
+    }
+
+    fn apply(&self, x_ti: &[f32], out_to: &mut [f32], left: &mut Vec<f32>) {
+        self.weight.multiply(View::rows(x_ti, self.inputs), out_to, left);
+        if !self.bias_o.is_empty() {
+            bias_relu(out_to, &self.bias_o, self.outputs, false);
+        }
+    }
+}
+
+/// The first `length` numbers of a buffer that grows where it must.
+pub(crate) fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    &mut buffer[..length]
+}
