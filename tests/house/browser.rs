@@ -163,19 +163,16 @@ impl Tab {
         }
     }
 
-    /// Waits for an element and clicks in its middle.
+    /// Waits for an element and clicks on what lies in its middle. In one step, because pages change while they are looked at.
     pub fn click(&mut self, selector: &str) {
-        let found = format!("document.querySelector({})", json!(selector));
-        self.wait(&found, Duration::from_secs(20));
-        let middle = format!(
-            "(() => {{ const e = {found}; e.scrollIntoView({{ block: 'center', inline: 'center' }}); \
-            const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+        let clicked = format!(
+            "(() => {{ const e = document.querySelector({}); e.scrollIntoView({{ block: 'center', inline: 'center' }}); \
+            const r = e.getBoundingClientRect(); const hit = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2); \
+            if (!e.contains(hit)) return false; e.focus(); \
+            hit.dispatchEvent(new MouseEvent('click', {{ bubbles: true, cancelable: true, view: window }})); return true; }})()",
+            json!(selector)
         );
-        let middle = self.value(&middle);
-        for kind in ["mousePressed", "mouseReleased"] {
-            let params = json!({ "type": kind, "x": middle[0], "y": middle[1], "button": "left", "clickCount": 1 });
-            self.call("Input.dispatchMouseEvent", params);
-        }
+        self.wait(&clicked, Duration::from_secs(20));
     }
 
     /// Types a text where the focus is, in the place of what stands there.

@@ -55,8 +55,11 @@ class Shown {
     return look();
   }
 
-  /** Asks once. */
+  /** Asks once; fails where the page is left before the answer. */
   ask(path) { return ask(path, this.signal); }
+
+  /** Lets work go on that the page does not wait for; its failure is the page's. */
+  beside(work) { work.catch(error => this.fail(error)); }
 
   fail(error) {
     if (!this.signal.aborted) redraw(main, problem(error));

@@ -77,7 +77,7 @@ export async function pipeline({ root, named: [name], shown, place }) {
       redraw(live, h('h2', {}, 'Newest run ', h('a', { href: link(['runs', newest]), class: 'mono' }, newest)), box,
         h('p', {}, h('a', { href: link(['runs', newest, 'curves']) }, 'Curves'), ' · ', h('a', { href: link(['runs', newest, 'log']) }, 'Log'), ' · ',
           h('a', { href: link(['curves'], { pipeline: name }) }, 'Curves of all runs')));
-      livingGraph(box, newest, shown);
+      shown.beside(livingGraph(box, newest, shown));
     }
     redraw(list, chooser(data.runs, chosen), data.pages > 1 ? h('p', {}, h('a', { href: link(['runs'], { pipeline: name, page: 1 }) }, `${count(data.total)} runs in all`)) : '');
     if (!root.isConnected) place();

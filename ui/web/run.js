@@ -105,9 +105,9 @@ export async function run({ root, named: [name, tab], pairs, shown, place }) {
     top(data);
     if (drawn && current !== 'tables') return;
     drawn = true;
-    if (current === 'tables') tables(body, data, shown);
-    else if (current === 'source') source(body, name, shown);
-    else if (current === 'curves') runCurves(body, name, shown);
+    if (current === 'tables') shown.beside(tables(body, data, shown));
+    else if (current === 'source') shown.beside(source(body, name, shown));
+    else if (current === 'curves') shown.beside(runCurves(body, name, shown));
   }, data => data.state === 'running' ? 1000 : 5000);
 }
 
@@ -152,7 +152,7 @@ async function source(body, name, shown) {
 async function log(body, name, shown) {
   let [progress, follow, filter] = [false, true, ''];
   const lines = h('ol', { class: 'log', tabindex: 0, role: 'log', 'aria-label': 'log', 'aria-live': 'off' });
-  const earlier = h('button', { onclick: () => back() }, 'Earlier lines');
+  const earlier = h('button', { onclick: () => shown.beside(back()) }, 'Earlier lines');
   const visible = line => { line.hidden = (!progress && line.dataset.kind === 'progress') || !line.dataset.text.includes(filter); };
   const again = () => { [...lines.children].forEach(visible); bottom(); };
   const check = (word, value, change) => h('label', { class: 'check' }, h('input', { type: 'checkbox', checked: value, onchange: event => { change(event.target.checked); again(); } }), word);
