@@ -274,7 +274,7 @@ pub struct Push {
     /// The newest run of this pipeline [default: of every pipeline]
     #[arg(long, short, value_name = "NAME", conflicts_with_all = ["run", "all"])]
     pub pipeline: Option<String>,
-    /// This run
+    /// This run: a name, its beginning, "last", or a pipeline for its newest run
     #[arg(long, value_name = "RUN", conflicts_with = "all")]
     pub run: Option<String>,
     /// Everything in the store

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sluice_engine::disk::Faulty;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::history::RunRecord;
+use sluice_engine::history::{self, RunRecord};
 use sluice_engine::store::{Store, read_json};
 use sluice_engine::{Error, Result};
 use sluice_remote::{Options, Progress, RemoteStore, VARIABLES};
@@ -206,21 +206,21 @@ fn chosen(newest: Vec<RunRecord>, pipeline: Option<&str>, place: &str) -> Result
     Ok(found)
 }
 
+/// The run that a name means; see [`history::find`].
 fn run_of(store: &Store, run: &str) -> Result<RunRecord> {
-    let path = store.run_folder(run).join("run.json");
-    if path.is_file() && store.runs().iter().any(|name| name == run) {
-        return read_json(&path);
-    }
-    let names = store.runs();
-    let mut error = Error::user(
-        "no-run",
-        format!("the store \"{}\" has no finished run \"{run}\"", store.root().display()),
-    );
-    error.hint = match names.first() {
-        Some(newest) => Some(format!("the newest is \"{newest}\"")),
-        None => Some("\"sluice run PIPELINE\" makes one".to_string()),
-    };
-    Err(error)
+    history::find(store, run).map_err(|unknown| {
+        if unknown.code != "unknown-run" {
+            return unknown;
+        }
+        let place = store.root().display();
+        let message = format!("the store \"{place}\" has no finished run \"{run}\"");
+        let mut error = Error::user("no-run", message).detail(unknown.message);
+        error.hint = match store.runs().first() {
+            Some(newest) => Some(format!("the newest is \"{newest}\"")),
+            None => Some("\"sluice run PIPELINE\" makes one".to_string()),
+        };
+        error
+    })
 }
 
 /// The keys of runs, each once.

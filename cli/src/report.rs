@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sluice_engine::Error;
-use sluice_engine::history::{self, RunRecord, StageSummary, summary};
+use sluice_engine::history::{self, RunRecord, RunState, StageSummary, summary};
 use sluice_engine::key::Reason;
 use sluice_engine::operator::OUT;
 use sluice_engine::store::{KeyRecord, Store};
@@ -52,6 +52,10 @@ fn chosen(store: &Store, run: &RunRecord, stage: Option<&str>) -> Result<String,
         (Some(stage), all) if all.iter().any(|known| *known == stage) => Ok(stage.to_string()),
         (Some(stage), _) => Err(unknown_stage(&run.run, stage, &names())),
         (None, [only]) => Ok(only.to_string()),
+        (None, []) if run.state_now() != RunState::Done => {
+            let message = format!("run {} has no report, and it is {}", run.run, run.state_now().name());
+            Err(Error::user("no-report", message).hint("let its pipeline run to its end; --run takes an earlier run"))
+        }
         (None, []) => Err(Error::user("no-report", format!("run {} has no report", run.run))
             .hint("add a stage: report: { op: render_report, inputs: { ... } }")),
         (None, _) => Err(

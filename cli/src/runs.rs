@@ -15,7 +15,13 @@ use crate::display::{say, seconds, when};
 /// `sluice runs`.
 pub fn list(command: &arguments::Runs) -> Result<(), Vec<Error>> {
     let store = Store::existing(&command.store).map_err(|error| vec![error])?;
-    let all: Vec<RunRecord> = history::runs(&store).collect();
+    let mut all: Vec<RunRecord> = Vec::new();
+    for run in store.runs() {
+        match history::read(&store, &run) {
+            Ok(record) => all.push(record),
+            Err(error) => eprintln!("run {run} is left out: {error}"),
+        }
+    }
     let wanted = |run: &&RunRecord| command.pipeline.as_ref().is_none_or(|name| run.pipeline == *name);
     let chosen: Vec<&RunRecord> = all.iter().filter(wanted).take(command.most).collect();
     if let Some(name) = command
@@ -112,7 +118,7 @@ pub fn instances<'a>(word: &str, stages: &[&'a str]) -> Vec<&'a str> {
     }
 }
 
-/// The newest run of the pipeline in a file, or of any pipeline.
+/// The newest run of the pipeline in a file or of that name, or of any pipeline.
 pub fn newest(store: &Store, pipeline: Option<&str>) -> Result<RunRecord, Error> {
     let none = |what: String| {
         Error::user(
@@ -123,7 +129,15 @@ pub fn newest(store: &Store, pipeline: Option<&str>) -> Result<RunRecord, Error>
     };
     match pipeline {
         Some(file) => {
-            let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", Path::new(file), &error))?;
+            let text = match std::fs::read_to_string(file) {
+                Ok(text) => text,
+                Err(error) => {
+                    return last_run(store, file).ok_or_else(|| {
+                        Error::io("read", Path::new(file), &error)
+                            .hint("no run in the store is of a pipeline with that name either")
+                    });
+                }
+            };
             let name = match Spec::parse(file, &text, &Overrides::default()) {
                 Ok(spec) => spec.pipeline,
                 Err(mut problems) => return Err(problems.remove(0)),

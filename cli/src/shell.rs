@@ -2,8 +2,7 @@
 
 mod complete;
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use sluice_sql::{Rows, Session, Statement, queries, system};
 
 use crate::arguments::SqlFormat;
 use crate::display::{count, say};
-use crate::sql::{SHOWN, format_of, print, write};
+use crate::sql::{Output, SHOWN, format_of, params, print};
 use complete::Completion;
 
 const HELP: &str = "\
@@ -149,11 +148,7 @@ impl State {
             "query" => {
                 let mut words = rest.split_whitespace();
                 let query = queries::find(words.next().unwrap_or_default())?;
-                let split = |word: &str| {
-                    word.split_once('=')
-                        .map(|(name, value)| (name.to_string(), value.to_string()))
-                };
-                let params: Vec<(String, String)> = words.filter_map(split).collect();
+                let params = params(&words.map(str::to_string).collect::<Vec<_>>())?;
                 self.answer(|| query.run(&self.session, &params))?;
             }
             other => {
@@ -176,10 +171,9 @@ impl State {
         let rows = run()?;
         let written = match &self.output {
             Some(path) => {
-                let file = File::create(path).map_err(|error| Error::io("write", path, &error))?;
-                let mut file = BufWriter::new(file);
-                let written = write(rows, self.format, Show::ALL, &mut file)?;
-                file.flush().map_err(|error| Error::io("write", path, &error))?;
+                let mut file = Output::create(path)?;
+                let written = file.write(rows, self.format, Show::ALL)?;
+                file.finish()?;
                 written
             }
             None => print(rows, self.format, self.show)?,

@@ -1,7 +1,8 @@
 //! `sluice sql`: statements over the store, from the command line, a file, the standard input or a shell.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,34 +45,38 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
         return Err(one(Error::user("empty-statement", "there is no statement to run")));
     }
     let format = format(command).map_err(one)?;
-    if format.is_binary() && statements.len() > 1 {
+    if format.is_whole() && statements.len() > 1 {
         let message = format!(
             "{} statements do not fit into one file of this format",
             statements.len()
         );
-        return Err(one(Error::user("many-statements", message)));
+        let error = Error::user("many-statements", message);
+        return Err(one(match format {
+            Format::Json => error.hint("an object a line has room for all: --format ndjson"),
+            _ => error,
+        }));
     }
     let show = if command.all || command.output.is_some() {
         Show::ALL
     } else {
         SHOWN
     };
-    let mut file = match &command.output {
-        Some(path) => {
-            let made = File::create(path).map_err(|error| one(Error::io("write", path, &error)))?;
-            Some(BufWriter::with_capacity(1 << 20, made))
-        }
-        None => None,
-    };
-    for statement in statements {
+    let mut file = command.output.as_deref().map(Output::create).transpose().map_err(one)?;
+    // Of several statements each takes the values that it names; what none names the first one refuses.
+    let unknown = |name: &str| !statements.iter().any(|statement| statement.wants(name));
+    for statement in &statements {
         let started = Instant::now();
         let rows = match &query {
             Some(query) => query.run(&session, &params),
-            None => session.run_with(&statement, &params),
+            None => {
+                let mut params = params.clone();
+                params.retain(|(name, _)| statement.wants(name) || unknown(name));
+                session.run_with(statement, &params)
+            }
         };
         let rows = rows.map_err(one)?;
         let written = match &mut file {
-            Some(file) => write(rows, format, show, file),
+            Some(file) => file.write(rows, format, show),
             None => print(rows, format, show),
         };
         let written = written.map_err(one)?;
@@ -83,14 +88,7 @@ pub fn sql(command: &arguments::Sql) -> Result<(), Vec<Error>> {
             );
         }
     }
-    let flushed = file.map_or(Ok(()), |mut file| file.flush());
-    flushed.map_err(|error| {
-        one(Error::io(
-            "write",
-            command.output.as_deref().unwrap_or("".as_ref()),
-            &error,
-        ))
-    })
+    file.map_or(Ok(()), Output::finish).map_err(one)
 }
 
 /// A session over what the flags name, and what Ctrl-C sets.
@@ -143,7 +141,8 @@ fn text(command: &arguments::Sql) -> Result<Option<String>> {
     }
 }
 
-fn params(given: &[String]) -> Result<Vec<(String, String)>> {
+/// Values as `NAME=VALUE`.
+pub fn params(given: &[String]) -> Result<Vec<(String, String)>> {
     let split = |param: &String| match param.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_string(), value.to_string())),
         _ => Err(Error::user("bad-param", format!("\"{param}\" is no NAME=VALUE"))),
@@ -176,33 +175,135 @@ fn format(command: &arguments::Sql) -> Result<Format> {
     Ok(format)
 }
 
-/// Writes rows.
-pub fn write(rows: Rows, format: Format, show: Show, out: &mut dyn Write) -> Result<u64> {
+/// A file that gets its name when it is whole: until then it is `NAME.part` beside it. What is there and is no regular file,
+/// such as a pipe, is written to as it is.
+pub struct Output {
+    path: PathBuf,
+    part: Option<PathBuf>,
+    file: BufWriter<Watched<File>>,
+}
+
+impl Output {
+    /// Opens it; what has its name stays until [`Output::finish`].
+    pub fn create(path: &Path) -> Result<Output> {
+        let failed = |error: std::io::Error| Error::io("write", path, &error);
+        // /dev/stdout may lead to a file, of which others write the rest.
+        let device = path.starts_with("/dev") || path.starts_with("/proc");
+        // A link stays one.
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let known = std::fs::metadata(&path).ok();
+        let whole = !device && known.as_ref().is_none_or(std::fs::Metadata::is_file);
+        if whole && known.is_some() {
+            // Whether it may be written.
+            OpenOptions::new().write(true).open(&path).map_err(failed)?;
+        }
+        let part = whole.then(|| {
+            let mut name = path.clone().into_os_string();
+            name.push(".part");
+            PathBuf::from(name)
+        });
+        let file = File::create(part.as_ref().unwrap_or(&path)).map_err(failed)?;
+        Ok(Output {
+            path,
+            part,
+            file: BufWriter::with_capacity(1 << 20, Watched::over(file)),
+        })
+    }
+
+    /// Writes rows, after those that were written before.
+    pub fn write(&mut self, rows: Rows, format: Format, show: Show) -> Result<u64> {
+        let failed = |error: &std::io::Error| Error::io("write", &self.path, error);
+        write(rows, format, show, &mut self.file, failed)
+    }
+
+    /// Gives it its name.
+    pub fn finish(mut self) -> Result<()> {
+        let Some(part) = &self.part else { return Ok(()) };
+        if let Ok(known) = std::fs::metadata(&self.path) {
+            // Whoever could read it can still.
+            let _ = std::fs::set_permissions(part, known.permissions());
+        }
+        let named = std::fs::rename(part, &self.path);
+        named.map_err(|error| Error::io("write", &self.path, &error))?;
+        self.part = None;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // A part of the rows is nobody's.
+        let _ = self.part.take().map(std::fs::remove_file);
+    }
+}
+
+/// Passes on what is written and remembers why that failed: the writers of some formats tell it in words of their own.
+struct Watched<W> {
+    out: W,
+    failed: Option<std::io::Error>,
+}
+
+impl<W> Watched<W> {
+    fn over(out: W) -> Self {
+        Watched { out, failed: None }
+    }
+
+    fn watch<T>(&mut self, done: std::io::Result<T>) -> std::io::Result<T> {
+        if let Err(error) = &done
+            && error.kind() != ErrorKind::Interrupted
+        {
+            let kept = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+            self.failed = Some(kept.unwrap_or_else(|| error.kind().into()));
+        }
+        done
+    }
+}
+
+impl<W: Write> Write for Watched<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let done = self.out.write(bytes);
+        self.watch(done)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let done = self.out.flush();
+        self.watch(done)
+    }
+}
+
+/// Writes all rows; a reader that went away ends them without an error.
+fn write<W: Write>(
+    rows: Rows,
+    format: Format,
+    show: Show,
+    out: &mut BufWriter<Watched<W>>,
+    failed: impl Fn(&std::io::Error) -> Error,
+) -> Result<u64> {
     let schema = rows.schema();
-    output::write(&schema, rows, format, show, out)
+    let written = output::write(&schema, rows, format, show, out);
+    let written = match (written, out.get_mut().failed.take()) {
+        (Ok(count), _) => out.flush().map(|()| count),
+        (Err(_), Some(error)) => Err(error),
+        (Err(error), None) => return Err(error),
+    };
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(0),
+        other => other.map_err(|error| failed(&error)),
+    }
 }
 
 /// Prints rows; a table that is higher than the terminal goes through the pager.
 pub fn print(rows: Rows, format: Format, show: Show) -> Result<u64> {
     if format != Format::Table || !std::io::stdout().is_terminal() {
-        let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
-        let written = write(rows, format, show, &mut out);
-        return match written.and_then(|count| out.flush().map(|()| count).map_err(|error| lost(&error))) {
-            Err(error) if error.code == "broken-pipe" => Ok(0),
-            other => other,
-        };
+        let mut out = BufWriter::with_capacity(1 << 16, Watched::over(std::io::stdout().lock()));
+        let failed =
+            |error: &std::io::Error| Error::device("cannot-write", format!("cannot write the output: {error}"));
+        return write(rows, format, show, &mut out, failed);
     }
     let mut text = Vec::new();
-    let written = write(rows, format, show, &mut text)?;
+    let written = output::write(&rows.schema(), rows, format, show, &mut text)?;
     page(&text);
     Ok(written)
-}
-
-fn lost(error: &std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::BrokenPipe => Error::device("broken-pipe", "nobody reads the output"),
-        _ => Error::device("cannot-write", format!("cannot write the output: {error}")),
-    }
 }
 
 /// Text to the terminal, through `$PAGER` (else `less`) if it does not fit.

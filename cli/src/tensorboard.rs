@@ -42,10 +42,16 @@ pub fn tensorboard(command: &arguments::Tensorboard) -> Result<(), Vec<Error>> {
             let Some(digest) = record.outputs.get(CURVE) else {
                 continue;
             };
-            if !written.insert((record.key.clone(), (!command.all).then(|| stage.clone()))) {
+            let key = (record.key.clone(), (!command.all).then(|| stage.clone()));
+            if written.contains(&key) {
                 continue;
             }
             let curve = store.table(digest).and_then(|table| table.batch()).map_err(one)?;
+            // The curve of a scaling law goes by size.
+            if curve.column_by_name(STEP).is_none() {
+                continue;
+            }
+            written.insert(key);
             let told = events
                 .entry(record.run.clone())
                 .or_insert_with(|| history::events(&store, &record.run));

@@ -258,14 +258,14 @@ a_b[x=1,y=2] - c  recall_10  -0.2500  -0.2600  -0.2400  <0.0001  <0.0001
         );
         let text = typeset(&sheet(), Format::Latex);
         assert!(
-            text.contains("  a\\_b[x=1,y=2] & 3 & \\underline{0.2500} $\\pm$ 0.0125 \\\\\n"),
+            text.contains("  {}a\\_b[x=1,y=2] & 3 & \\underline{0.2500} $\\pm$ 0.0125 \\\\\n"),
             "{text}"
         );
         assert!(
             text.contains("recall\\_10") && text.contains("\\textbf{0.5000}"),
             "{text}"
         );
-        assert!(text.contains("& $-0.2500$ & $-0.2600$ &"), "{text}");
+        assert!(text.contains("& $-$0.2500 & $-$0.2600 &"), "{text}");
         let outside = text.lines().filter(|line| !line.starts_with('%'));
         assert!(
             outside.clone().all(|line| !line.replace("\\_", "").contains('_')),

@@ -288,7 +288,10 @@ impl Reader {
             let names: Vec<&str> = stages.iter().map(|(key, _)| key.name.as_str()).collect();
             let known = params.keys().filter(|name| !chosen.contains(*name)).cloned().collect();
             match Sweep::parse(&node, &names, &known) {
-                Ok(sweep) => spec.sweep = sweep,
+                Ok(sweep) => {
+                    self.swept(overrides, &sweep);
+                    spec.sweep = sweep;
+                }
                 Err(problems) => {
                     self.problems.extend(problems);
                     return None;
@@ -490,6 +493,33 @@ impl Reader {
                     self.problem(value.span, error);
                 }
             }
+        }
+    }
+
+    /// What an axis sets, the command line cannot set as well.
+    fn swept(&mut self, overrides: &Overrides, sweep: &Sweep) {
+        let set = overrides.set.iter().map(|text| ("--set", text));
+        for (flag, text) in overrides.params.iter().map(|text| ("--param", text)).chain(set) {
+            let name = text.split_once('=').map_or(text.as_str(), |(name, _)| name.trim());
+            let reached = |target: &Target| match target {
+                Target::Seed => false,
+                Target::Param(param) => flag == "--param" && param == name,
+                Target::Key(stage, keys) => flag == "--set" && name == format!("{stage}.{}", keys.join(".")),
+            };
+            let Some(axis) = (0..sweep.axes.len()).find(|axis| sweep.sets(*axis, reached)) else {
+                continue;
+            };
+            let axis = &sweep.axes[axis].name;
+            let message = format!(
+                "{flag} {text} would change nothing: axis \"{}\" of the sweep sets {name}",
+                axis.name
+            );
+            self.problem(
+                axis.span,
+                Error::user("swept", message).hint(
+                    "change the values of the axis, or choose some of its points with --until 'STAGE[AXIS=VALUE]'",
+                ),
+            );
         }
     }
 

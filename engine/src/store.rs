@@ -8,7 +8,7 @@
 //! .sluice/leases/<recipe>.<epoch>      who works on a stage right now; see `store/lease.rs`
 //! .sluice/checkpoints/<lineage>/       state of long stages
 //! .sluice/runs/<run>/                  run.json, the plan, events, stages; see `history.rs`
-//! .sluice/files.json                   content digests of files outside the store, by path, size and time
+//! .sluice/files.json                   content digests of files outside the store, by path, size, times and inode
 //! ```
 
 pub mod lease;
@@ -498,28 +498,25 @@ impl Store {
         names
     }
 
-    /// Content digests of files outside the store. Files whose path, size and time are known are not read again.
+    /// Content digests of files outside the store. Files whose path and stamp are known are not read again.
     pub fn file_digests(&self, paths: &[PathBuf]) -> Result<BTreeMap<PathBuf, String>> {
         let cache_path = self.root.join("files.json");
-        let mut cache: BTreeMap<String, (u64, u128, String)> = self.json(&cache_path).unwrap_or_default();
+        // One that an older version wrote holds other stamps: it is made anew.
+        let mut cache: BTreeMap<String, (FileStamp, String)> = self.json(&cache_path).unwrap_or_default();
         let mut digests = BTreeMap::new();
         let mut changed = false;
         for path in paths {
             let metadata = fs::metadata(path).map_err(|error| Error::io("read", path, &error))?;
-            let modified = metadata
-                .modified()
-                .ok()
-                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
-                .map_or(0, |duration| duration.as_nanos());
+            let now = FileStamp::of(&metadata);
             let name = fs::canonicalize(path)
                 .unwrap_or_else(|_| path.clone())
                 .to_string_lossy()
                 .to_string();
             let digest = match cache.get(&name) {
-                Some((bytes, time, digest)) if *bytes == metadata.len() && *time == modified => digest.clone(),
+                Some((stamp, digest)) if *stamp == now => digest.clone(),
                 _ => {
                     let digest = hash_file(path)?.1;
-                    cache.insert(name, (metadata.len(), modified, digest.clone()));
+                    cache.insert(name, (now, digest.clone()));
                     changed = true;
                     digest
                 }
@@ -592,6 +589,38 @@ impl Store {
     }
 }
 
+/// What tells a file from one that took its place. A copy may have the size and the time of the other one (`cp -p`); on
+/// Unix it does not have its inode, and nobody can set the time at which it was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct FileStamp {
+    bytes: u64,
+    /// When the content was written: nanoseconds since 1970.
+    modified: u128,
+    /// When the content or the name was changed: seconds since 1970, and nanoseconds.
+    changed: (i64, i64),
+    inode: u64,
+}
+
+impl FileStamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        let modified = metadata.modified().ok();
+        let modified = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        #[cfg(unix)]
+        let (changed, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            ((metadata.ctime(), metadata.ctime_nsec()), metadata.ino())
+        };
+        #[cfg(not(unix))]
+        let (changed, inode) = ((0, 0), 0);
+        FileStamp {
+            bytes: metadata.len(),
+            modified: modified.map_or(0, |duration| duration.as_nanos()),
+            changed,
+            inode,
+        }
+    }
+}
+
 /// The empty schema of a table with no columns, for manifests of folders.
 pub fn no_schema() -> SchemaRef {
     Arc::new(Schema::empty())
@@ -628,4 +657,55 @@ fn hash_file(path: &Path) -> Result<(u64, String)> {
 fn damaged(path: &Path, what: &str) -> Error {
     Error::data("damaged-artifact", format!("\"{}\" is damaged: {what}", path.display()))
         .hint("run the same command again: what is damaged is made anew")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    /// Writes a file of this content and of an old time, beside the path, and moves it there.
+    fn replace(path: &Path, text: &str) {
+        let other = path.with_extension("new");
+        fs::write(&other, text).unwrap();
+        let file = File::options().write(true).open(&other).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000))
+            .unwrap();
+        fs::rename(&other, path).unwrap();
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_of_equal_size_and_time_in_the_place_of_another_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let path = folder.path().join("rows.csv");
+        let digest = || store.file_digests(std::slice::from_ref(&path)).unwrap()[&path].clone();
+        replace(&path, "1,2\n");
+        let first = digest();
+        replace(&path, "1,3\n");
+        let second = digest();
+        assert_ne!(first, second);
+        assert_eq!(second, hash_file(&path).unwrap().1);
+    }
+
+    #[test]
+    fn known_files_are_not_read_again_and_an_older_cache_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let path = folder.path().join("rows.csv");
+        let digest = || store.file_digests(std::slice::from_ref(&path)).unwrap()[&path].clone();
+        replace(&path, "1,2\n");
+        let right = digest();
+        let cache = store.root().join("files.json");
+        let known = fs::read_to_string(&cache).unwrap();
+        fs::write(&cache, known.replace(&right, "known")).unwrap();
+        assert_eq!(digest(), "known");
+        let name = fs::canonicalize(&path).unwrap();
+        let older = serde_json::json!({ (name.to_string_lossy()): [4, 1_000_000_000_000_000_000u64, "known"] });
+        fs::write(&cache, older.to_string()).unwrap();
+        assert_eq!(digest(), right);
+        assert_eq!(fs::read_to_string(&cache).unwrap(), known);
+    }
 }

@@ -152,16 +152,18 @@ impl<'a> Reader<'a> {
             Some(Ok(pair)) => Ok(pair),
             Some(Err(error)) => {
                 let mark = *error.marker();
-                Err(
-                    Error::user("bad-yaml", format!("this is not valid YAML: {}", error.info())).at(self.text.place(
-                        Span {
-                            source: self.source,
-                            line: mark.line(),
-                            column: mark.col() + 1,
-                            width: 1,
-                        },
-                    )),
-                )
+                let place = self.text.place(Span {
+                    source: self.source,
+                    line: mark.line(),
+                    column: mark.col() + 1,
+                    width: 1,
+                });
+                let reference = reference_at(place.text.as_deref().unwrap_or_default(), mark.col());
+                let error = Error::user("bad-yaml", format!("this is not valid YAML: {}", error.info())).at(place);
+                Err(match reference {
+                    Some(reference) => error.hint(format!("inside {{ }} and [ ] write \"{reference}\" in quotes")),
+                    None => error,
+                })
             }
             None => Ok((Event::StreamEnd, ParserSpan::default())),
         }
@@ -272,6 +274,14 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The reference `${name}` whose brace stands at a column, from 0, of a line.
+fn reference_at(line: &str, column: usize) -> Option<String> {
+    let (brace, _) = line.char_indices().nth(column)?;
+    let (before, from) = line.split_at(brace);
+    let name = from.split_inclusive('}').next()?;
+    before.ends_with('$').then(|| format!("${name}"))
+}
+
 /// A plain scalar by YAML's core schema: null, booleans, integers, floats (`1e-3` too), else text.
 pub fn plain(text: &str) -> Value {
     match text {
@@ -349,6 +359,20 @@ mod tests {
         let error = parse(0, &source("a: 1\na: 2\n")).unwrap_err();
         assert_eq!((error.code.as_str(), error.place.unwrap().line), ("duplicate-key", 2));
         let error = parse(0, &source("a: [1, 2\nb: 3\n")).unwrap_err();
-        assert_eq!(error.code, "bad-yaml");
+        assert_eq!((error.code.as_str(), error.hint), ("bad-yaml", None));
+    }
+
+    #[test]
+    fn a_reference_between_braces_wants_quotes() {
+        for text in [
+            "stages:\n  é: { op: train, max_steps: ${steps} }\n",
+            "stages:\n  a: { op: train, of: \"${x}\",\n    max_steps: ${steps} }\n",
+            "k: [1, ${steps}]\n",
+        ] {
+            let error = parse(0, &source(text)).unwrap_err();
+            let wanted = "inside { } and [ ] write \"${steps}\" in quotes";
+            assert_eq!(error.hint.as_deref(), Some(wanted), "{error}");
+        }
+        assert!(parse(0, &source("a: ${steps}\nb: { c: \"${steps}\" }\n")).is_ok());
     }
 }

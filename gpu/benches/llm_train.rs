@@ -54,7 +54,7 @@ fn prepare(work: &Path, batch: usize) {
     let lora = lora(&config);
     let seed = Key::new(SEED).child(0).bits(0); // as train_model starts
     let start = sluice_gpu::weights::Weights::init(&lora.declarations(&config), seed);
-    lora.save(&start, "base", &work.join("adapter")).unwrap();
+    lora.save(&start, "base", None, &work.join("adapter")).unwrap();
     println!("{}", json!({ "batches": known }));
 }
 

@@ -87,9 +87,9 @@ pub enum KMeansError {
 pub enum Buffer {
     /// All rows.
     All,
-    /// The first rows, at most this many.
+    /// The first rows, at most this many, or one a centre where that is more.
     First(usize),
-    /// Rows sampled without replacement, at most this many.
+    /// Rows sampled without replacement, at most this many, or one a centre where that is more.
     Sampled(usize),
 }
 

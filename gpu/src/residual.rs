@@ -5,6 +5,8 @@
 
 mod beam;
 
+use std::ops::ControlFlow;
+
 use rayon::prelude::*;
 
 use crate::collisions::Distances;
@@ -177,7 +179,7 @@ pub fn fit(
         codes_cn.push(fit.labels_n);
     }
     let rows = rows_nd.len() / dim;
-    let mut codes_nc: Vec<u32> = (0..rows)
+    let codes_nc: Vec<u32> = (0..rows)
         .flat_map(|row| codes_cn.iter().map(move |codes_n| codes_n[row]))
         .collect();
     let quantizer = ResidualQuantizer {
@@ -185,9 +187,24 @@ pub fn fit(
         normalize_residuals: config.normalize_residuals,
         codebooks_ckd,
     };
+    let mut fit = ResidualFit {
+        quantizer,
+        codes_nc,
+        levels,
+    };
     if config.beam > 1 {
-        codes_nc = beam::encode(&quantizer, rows_nd, &codes_nc, config.beam);
-        for (report, of_beam) in levels.iter_mut().zip(quantizer.reports(rows_nd, &codes_nc)) {
+        fit.search(rows_nd, config.beam, |_| ControlFlow::Continue(()));
+    }
+    Ok(fit)
+}
+
+impl ResidualFit {
+    /// Encodes the rows of a greedy fit again, with a beam of `width`: what `beam` of the config does, for those who
+    /// want to hear of it. `on_rows(done)` is called now and then, and a break leaves the other rows greedy.
+    pub fn search(&mut self, rows_nd: &[f32], width: usize, mut on_rows: impl FnMut(usize) -> ControlFlow<()>) {
+        beam::encode(&self.quantizer, rows_nd, &mut self.codes_nc, width, &mut on_rows);
+        let reports = self.quantizer.reports(rows_nd, &self.codes_nc);
+        for (report, of_beam) in self.levels.iter_mut().zip(reports) {
             *report = LevelReport {
                 iterations: report.iterations,
                 converged: report.converged,
@@ -195,11 +212,6 @@ pub fn fit(
             };
         }
     }
-    Ok(ResidualFit {
-        quantizer,
-        codes_nc,
-        levels,
-    })
 }
 
 /// Rows that an entry may have: `ceil(N / K * slack)`, and never too few for all rows.

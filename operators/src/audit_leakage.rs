@@ -40,8 +40,9 @@ const TOKENS: &str = "tokens";
 /// quantizer was fitted on. `interactions` (optional): with their `position` in the file.
 ///
 /// # Out
-/// `out`: `check`, `count`, `of`, `share` (null of nothing), `verdict` (`ok`, `warning`, `leak`), `sentence`. A check whose
-/// inputs are not connected has no row.
+/// `out`: `check`, `count`, `of` (what was compared: of users, those of both tables), `share` (null of nothing),
+/// `verdict` (`ok`, `warning`, `leak`, or `not_checked` where nothing was compared, as when no user of `test` is in
+/// `train`), `sentence`. A check whose inputs are not connected has no row. Of a user with several rows all are read.
 ///
 /// | check | counts | verdict if any |
 /// |---|---|---|
@@ -64,7 +65,7 @@ const TOKENS: &str = "tokens";
 /// # Deviates
 /// An item that a user comes back to is no leak where it is in the history, so repeats hide leaks of the same pair from the
 /// checks of samples and prompts. Titles of fewer than 3 tokens are not looked for, nor such as another title of the history
-/// contains. Orders of fewer than 20 pairs are always `ok`.
+/// contains. Orders of 1 to 19 pairs are always `ok`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditLeakage {}
@@ -75,6 +76,7 @@ pub(crate) enum Verdict {
     Ok,
     Warning,
     Leak,
+    NotChecked,
 }
 
 /// A row of the audit.
@@ -88,23 +90,35 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// A check that must count nothing.
-    fn none(name: &str, count: usize, of: usize, found: Verdict, sentence: String) -> Self {
-        let verdict = if count == 0 { Verdict::Ok } else { found };
-        let (name, count, of) = (name.to_string(), count as u64, of as u64);
+    /// A check that must count nothing; `why` says why there is nothing to compare, if there is nothing.
+    fn none(name: &str, (count, of): (usize, usize), found: Verdict, sentence: String, why: &str) -> Self {
+        if of == 0 {
+            return Check::not_checked(name, why);
+        }
         Check {
-            name,
-            count,
-            of,
-            verdict,
+            name: name.to_string(),
+            count: count as u64,
+            of: of as u64,
+            verdict: if count == 0 { Verdict::Ok } else { found },
             sentence,
+        }
+    }
+
+    /// A check that had nothing to compare.
+    fn not_checked(name: &str, why: &str) -> Self {
+        Check {
+            name: name.to_string(),
+            count: 0,
+            of: 0,
+            verdict: Verdict::NotChecked,
+            sentence: format!("{why}: nothing was compared"),
         }
     }
 }
 
 impl Operator for AuditLeakage {
     const NAME: &'static str = "audit_leakage";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[
         Input::required(TRAIN, "train sequences"),
         Input::optional(VALID, "valid rows of the same split"),
@@ -205,7 +219,11 @@ impl Operator for AuditLeakage {
                 .collect()
         };
         let mut notes = Notes::from_iter([("checks".to_string(), (batch.num_rows() as u64).into())]);
-        for (name, verdict) in [("leaks", "leak"), ("warnings", "warning")] {
+        for (name, verdict) in [
+            ("leaks", "leak"),
+            ("warnings", "warning"),
+            ("not_checked", "not_checked"),
+        ] {
             let found = of(verdict);
             let told = if found.is_empty() {
                 "none".to_string()
@@ -234,6 +252,7 @@ fn table(checks: &[Check]) -> Result<RecordBatch> {
         Verdict::Ok => "ok",
         Verdict::Warning => "warning",
         Verdict::Leak => "leak",
+        Verdict::NotChecked => "not_checked",
     };
     let share = |check: &Check| (check.of > 0).then(|| check.count as f64 / check.of as f64);
     let columns: Vec<ArrayRef> = vec![

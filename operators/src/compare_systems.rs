@@ -176,7 +176,10 @@ impl Operator for CompareSystems {
                     })
                     .collect();
                 for (run, rows) in runs.iter().zip(&rows) {
-                    let scores = Scores::read(&run.label, rows, metric)?;
+                    let mut scores = Scores::read(&run.label, rows, metric)?;
+                    if self.allow_mixed_protocols {
+                        scores = scores.of_any_target();
+                    }
                     let system = systems.iter_mut().find(|system| system.name == run.system);
                     system
                         .ok_or_else(|| Error::internal("a run without a system"))?

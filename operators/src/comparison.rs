@@ -20,7 +20,7 @@ use sluice_engine::random::Random;
 use sluice_engine::{Error, Result};
 
 use crate::bootstrap::quantile;
-use crate::schema::{self, USER_ID};
+use crate::schema::{self, TARGET, USER_ID};
 
 /// Up to so many users that differ, all sign patterns are tried.
 const EXACT_USERS: usize = 16;
@@ -42,6 +42,8 @@ pub struct Scores {
     label: String,
     users: Vec<String>,
     values: Vec<f64>,
+    /// The item that a user was scored on, where it is known.
+    targets: Option<Vec<String>>,
 }
 
 /// A system: its runs, which differ in the seed alone.
@@ -110,6 +112,7 @@ impl Scores {
             label: label.to_string(),
             users,
             values,
+            targets: None,
         })
     }
 
@@ -131,10 +134,23 @@ impl Scores {
                 f64::NAN
             }
         };
-        Self::new(
+        let rows = 0..batch.num_rows();
+        let mut scores = Self::new(
             label,
-            (0..batch.num_rows()).map(|row| (users.value(row).to_string(), value(row))),
-        )
+            rows.clone().map(|row| (users.value(row).to_string(), value(row))),
+        )?;
+        if batch.column_by_name(TARGET).is_some() {
+            let targets = schema::strings(batch, TARGET)?;
+            let mut by_user: Vec<(&str, &str)> = rows.map(|row| (users.value(row), targets.value(row))).collect();
+            by_user.sort_unstable();
+            scores.targets = Some(by_user.into_iter().map(|(_, target)| target.to_string()).collect());
+        }
+        Ok(scores)
+    }
+
+    /// The same, to be compared with scores of other targets.
+    pub fn of_any_target(self) -> Self {
+        Scores { targets: None, ..self }
     }
 
     fn mean(&self) -> f64 {
@@ -151,14 +167,14 @@ pub fn metrics(schema: &Schema) -> Vec<String> {
     numbers.map(|field| field.name().clone()).collect()
 }
 
-/// Compares systems over the same users; it is an error if the users of any two runs differ.
+/// Compares systems over the same users; it is an error if the users of any two runs differ, or what they were scored on.
 pub fn compare(systems: &[System], settings: &Settings) -> Result<Comparison> {
     let first = systems
         .first()
         .and_then(|system| system.runs.first())
         .ok_or_else(|| Error::internal("nothing to compare"))?;
     for scores in systems.iter().flat_map(|system| &system.runs) {
-        same_users(first, scores)?;
+        same_targets(first, scores)?;
     }
     // A value a user: seeds are averaged before systems are paired.
     let averages: Vec<Vec<f64>> = systems.iter().map(|system| over_runs(&system.runs)).collect();
@@ -281,6 +297,31 @@ fn over_runs(runs: &[Scores]) -> Vec<f64> {
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Both score the same users, on the same items where these are known.
+fn same_targets(a: &Scores, b: &Scores) -> Result<()> {
+    same_users(a, b)?;
+    let Some((left, right)) = a.targets.as_ref().zip(b.targets.as_ref()) else {
+        return Ok(());
+    };
+    let differ = |at: &usize| left[*at] != right[*at];
+    let Some(first) = (0..left.len()).find(differ) else {
+        return Ok(());
+    };
+    let number = (0..left.len()).filter(differ).count();
+    let message = format!(
+        "\"{}\" and \"{}\" score different targets for {number} of {} users",
+        a.label,
+        b.label,
+        left.len()
+    );
+    Err(Error::data("different-targets", message)
+        .detail(format!(
+            "user \"{}\" was scored on \"{}\" in the first and on \"{}\" in the second",
+            a.users[first], left[first], right[first]
+        ))
+        .hint("one may be of valid and one of test, or their splits differ"))
 }
 
 fn same_users(a: &Scores, b: &Scores) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Counts the parameters of a model by part, from its own files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ const MODEL: &str = "model";
 pub const PART: &str = "part";
 /// Number of parameters.
 pub const PARAMETERS: &str = "parameters";
+/// Says which file holds which tensor, where weights are spread over several.
+const INDEX: &str = "model.safetensors.index.json";
 /// No header of a `safetensors` file is longer, in bytes.
 const LONGEST_HEADER: u64 = 100 << 20;
 
@@ -30,7 +32,8 @@ const LONGEST_HEADER: u64 = 100 << 20;
 ///
 /// # In
 /// `model` (optional): a folder with `safetensors` files: of `train_tiger`, `train_sasrec`, the codebooks of a quantizer,
-/// or any other. Without it, `checkpoint` says where the model is.
+/// or any other. Without it, `checkpoint` says where the model is. Of a folder with a `model.safetensors.index.json`
+/// only the files that it names are read.
 ///
 /// # Out
 /// `out`: rows `part`, `parameters`. Of TIGER: `embeddings`, `encoder`, `decoder`, `heads`; of SASRec: `items`,
@@ -50,7 +53,7 @@ pub struct CountParameters {
 
 impl Operator for CountParameters {
     const NAME: &'static str = "count_parameters";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[Input::optional(MODEL, "a folder with safetensors files")];
 
     fn bind(&self, binding: &Binding) -> Bound {
@@ -62,11 +65,15 @@ impl Operator for CountParameters {
         match (&self.checkpoint, binding.has(MODEL)) {
             (Some(checkpoint), false) => {
                 let folder = binding.existing("checkpoint", checkpoint);
-                files = weight_files(&folder);
-                if files.is_empty() && folder.exists() {
-                    let message = format!("no safetensors files in \"{}\"", folder.display());
-                    binding.problem("checkpoint", Error::user("file-not-found", message));
+                match weight_files(&folder) {
+                    Err(error) => binding.problem("checkpoint", error),
+                    Ok(found) if found.is_empty() && folder.exists() => {
+                        let message = format!("no safetensors files in \"{}\"", folder.display());
+                        binding.problem("checkpoint", Error::user("file-not-found", message));
+                    }
+                    Ok(found) => files = found,
                 }
+                files.extend(Some(folder.join(INDEX)).filter(|index| index.exists()));
             }
             (None, true) => {}
             (Some(_), true) => binding.bad_value("checkpoint", "either \"checkpoint\" or input \"model\", not both"),
@@ -143,7 +150,7 @@ fn count(folder: &Path) -> Result<Vec<(String, u64)>> {
         ]));
     }
     let mut parts: BTreeMap<String, u64> = BTreeMap::new();
-    for file in weight_files(folder) {
+    for file in weight_files(folder)? {
         for (name, elements) in tensors(&file)? {
             let part = name.split('.').next().unwrap_or(&name).to_string();
             *parts.entry(part).or_default() += elements;
@@ -158,15 +165,38 @@ fn count(folder: &Path) -> Result<Vec<(String, u64)>> {
     }
 }
 
-/// The `safetensors` files of a folder, in order of name.
-fn weight_files(folder: &Path) -> Vec<PathBuf> {
+/// The `safetensors` files of a folder, in order of name: those that its index names, or else all.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join(INDEX);
+    if index.exists() {
+        return indexed_files(folder, &index);
+    }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
         .collect();
     files.sort();
-    files
+    Ok(files)
+}
+
+fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let malformed = || {
+        let message = format!("\"{}\" is no index of safetensors files", index.display());
+        Error::data("bad-weights", message)
+    };
+    let text = std::fs::read(index).map_err(|error| Error::io("read", index, &error))?;
+    let read: Value = serde_json::from_slice(&text).map_err(|_| malformed())?;
+    let named = read["weight_map"].as_object().ok_or_else(malformed)?;
+    let files: Option<BTreeSet<PathBuf>> = named.values().map(|file| Some(folder.join(file.as_str()?))).collect();
+    let files = files.ok_or_else(malformed)?;
+    match files.iter().find(|file| !file.exists()) {
+        None => Ok(files.into_iter().collect()),
+        Some(file) => Err(
+            Error::user("file-not-found", format!("no such file: \"{}\"", file.display()))
+                .detail(format!("\"{}\" names it", index.display())),
+        ),
+    }
 }
 
 /// Names and numbers of elements of a file's tensors, by its header.
@@ -251,6 +281,44 @@ mod tests {
         std::fs::remove_file(folder.path().join("config.json")).unwrap();
         let told = counted(folder.path()).unwrap();
         assert!(told.contains("items") && told.contains("blocks"), "{told}");
+    }
+
+    /// A file of one tensor.
+    fn write(folder: &Path, file: &str, (tensor, elements): (&str, u64)) {
+        let bytes = 4 * elements;
+        let header = format!(r#"{{"{tensor}":{{"dtype":"F32","shape":[{elements}],"data_offsets":[0,{bytes}]}}}}"#);
+        let mut content = (header.len() as u64).to_le_bytes().to_vec();
+        content.extend(header.bytes());
+        content.resize(content.len() + bytes as usize, 0);
+        std::fs::write(folder.join(file), content).unwrap();
+    }
+
+    #[test]
+    fn of_an_index_the_files_count_that_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        write(folder, "model-00001-of-00002.safetensors", ("embed.weight", 40));
+        write(folder, "model-00002-of-00002.safetensors", ("layer.weight", 16));
+        write(folder, "consolidated.safetensors", ("embed.weight", 56));
+        assert_eq!(counted(folder).unwrap(), "part   parameters\nembed  96\nlayer  16\n");
+        let index = |second: &str| {
+            let map = format!(r#"{{"embed.weight": "model-00001-of-00002.safetensors", "layer.weight": {second}}}"#);
+            std::fs::write(folder.join(INDEX), format!(r#"{{"weight_map": {map}}}"#)).unwrap();
+            counted(folder)
+        };
+        assert_eq!(
+            index(r#""model-00002-of-00002.safetensors""#).unwrap(),
+            "part   parameters\nembed  40\nlayer  16\n"
+        );
+        assert_eq!(index(r#""lost.safetensors""#).unwrap_err().code, "file-not-found");
+        assert_eq!(index("2").unwrap_err().code, "bad-weights");
+        let checkpoint = CountParameters {
+            checkpoint: Some(folder.display().to_string()),
+        };
+        assert_eq!(
+            Harness::default().run(&checkpoint, &[]).unwrap_err().code,
+            "bad-weights"
+        );
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Default for EmbedText {
 
 impl Operator for EmbedText {
     const NAME: &'static str = "embed_text";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "items with item_id and text")];
 
     fn determinism(&self) -> Determinism {
@@ -104,6 +104,7 @@ impl Operator for EmbedText {
 
     fn bind(&self, binding: &Binding) -> Bound {
         binding.require(INPUT, &[(ITEM_ID, DataType::Utf8), (TEXT, DataType::Utf8)]);
+        models::check_device(binding, &self.device);
         if self.max_length < 3 {
             binding.bad_value("max_length", "max_length wants room for two special tokens and a word");
         }

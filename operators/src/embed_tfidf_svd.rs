@@ -28,10 +28,11 @@ const INPUT: &str = "input";
 ///
 /// # Source
 /// Deerwester et al., "Indexing by latent semantic analysis" (1990). The weighting is scikit-learn's
-/// `TfidfVectorizer` with its defaults; the decomposition is Halko, Martinsson, Tropp (2011).
+/// `TfidfVectorizer`; the decomposition is Halko, Martinsson, Tropp (2011).
 ///
 /// # Deviates
-/// Nothing from scikit-learn's `TruncatedSVD(algorithm="randomized")` but the random numbers.
+/// By default `min_df` is 2 and `sublinear_tf` true; scikit-learn's defaults are 1 and false. Of its
+/// `TruncatedSVD(algorithm="randomized")` only the random numbers differ.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbedTfidfSvd {
@@ -78,6 +79,9 @@ impl Operator for EmbedTfidfSvd {
         }
         if !(self.max_df > 0.0 && self.max_df <= 1.0) {
             binding.bad_value("max_df", "max_df is a share of the texts, above 0 and at most 1");
+        }
+        if self.max_features == Some(0) {
+            binding.bad_value("max_features", "max_features must be positive; null keeps all words");
         }
         let components = "dimension:u32 singular_value:f64 explained_variance_ratio:f64";
         let components = sluice_engine::text::parse(components).map(|batch| batch.schema());
@@ -204,5 +208,11 @@ mod tests {
         };
         let error = harness::run(&operator, &[("input", items())]).unwrap_err();
         assert_eq!(error.code, "svd");
+        let operator = EmbedTfidfSvd {
+            max_features: Some(0),
+            ..operator
+        };
+        let error = harness::run(&operator, &[("input", items())]).unwrap_err();
+        assert!(error.message.starts_with("max_features must be positive"), "{error}");
     }
 }

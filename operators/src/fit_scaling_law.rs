@@ -21,7 +21,7 @@ use crate::scaling::findings::{Fitted, findings};
 use crate::scaling::fit::fit;
 use crate::scaling::intervals::{freedom, over_points, over_users};
 use crate::scaling::judgement::judge;
-use crate::scaling::laws::Form;
+use crate::scaling::laws::{Form, varies};
 use crate::scaling::{PARTS, by_size};
 use crate::schema::USER_ID;
 use points::Read;
@@ -170,7 +170,7 @@ impl Default for FitScalingLaw {
 
 impl Operator for FitScalingLaw {
     const NAME: &'static str = "fit_scaling_law";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[
         Input::required(POINTS, "metrics gathered from a sweep, or a table with a row a point"),
@@ -291,6 +291,15 @@ impl Operator for FitScalingLaw {
                 let message = format!("all {} points are of one size", points.len());
                 return Err(Error::data("one-size", message)
                     .hint("a law wants several sizes; those that were joined may all be the same"));
+            }
+            if let Some(part) = law.varying(main).into_iter().find(|part| !varies(&points, *part)) {
+                let (name, size) = (PARTS[part], points[0].sizes[part]);
+                let message = format!(
+                    "{} goes by the size of {name}, which is {size} in all points",
+                    law.name()
+                );
+                return Err(Error::data("one-size", message)
+                    .hint("leave it out of \"laws\", or say in \"size\" which part varies"));
             }
         }
         let fitted: Vec<Fitted> = self

@@ -119,7 +119,7 @@ impl Default for GenerateLlm {
 
 impl Operator for GenerateLlm {
     const NAME: &'static str = "generate_llm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[
         Input::optional(MODEL, "a trained language model, or an adapter of one (train_llm)"),
         Input::optional(BASE, "the language model that an adapter was trained on (train_llm)"),
@@ -135,6 +135,7 @@ impl Operator for GenerateLlm {
 
     fn bind(&self, binding: &Binding) -> Bound {
         models::require_model(binding, MODEL, LAYOUT, "train_llm");
+        models::check_device(binding, &self.device);
         language_models::require_evaluation(binding, PROMPTS);
         language_models::require_tokens(binding, TITLES, &[(ITEM_ID, DataType::Utf8), (TITLE, DataType::Utf8)]);
         if self.width == 0 {
@@ -188,7 +189,16 @@ impl Operator for GenerateLlm {
             context.check_cancelled()?;
             let rows = first..total.min(first + SHARE);
             let share: Vec<&[u32]> = prompts.tokens[rows.clone()].iter().map(Vec::as_slice).collect();
-            let generated = generate(&decoder, &titled.trie, &share, &options).map_err(explain)?;
+            let generated = generate(&decoder, &titled.trie, &share, &options).map_err(|error| {
+                let fails = |prompt: &&[u32]| generate(&decoder, &titled.trie, &[*prompt], &options).is_err();
+                match share.iter().position(fails) {
+                    Some(at) => {
+                        let detail = format!("after the prompt of user \"{}\"", prompts.users[first + at]);
+                        explain(error).detail(detail)
+                    }
+                    None => explain(error),
+                }
+            })?;
             tokens += generated.tokens + share.iter().map(|prompt| prompt.len() as u64).sum::<u64>();
             for (row, found) in rows.clone().zip(&generated.lists) {
                 let wanted = titled.title_of(&prompts.targets[row]);
@@ -272,7 +282,9 @@ fn check_tokens(decoder: &Decoder, titled: &Titled, prompts: &Prompts) -> Result
     let (vocabulary, positions) = (decoder.config().vocabulary(), decoder.config().max_positions());
     let unknown = |what: String, token: u32| {
         let message = format!("{what} has token {token}, the vocabulary of the model ends at {vocabulary}");
-        Err(Error::data("other-tokenizer", message).hint("tokenize_prompts wants the model's own tokenizer"))
+        let hint = "tokenize_prompts wants the model's own tokenizer; a model from scratch needs the port \"titles\" \
+                    connected to train_llm, or shape.vocabulary";
+        Err(Error::data("other-tokenizer", message).hint(hint))
     };
     let trie: &TitleTrie = &titled.trie;
     let largest = trie.largest_token();
@@ -293,7 +305,10 @@ fn check_tokens(decoder: &Decoder, titled: &Titled, prompts: &Prompts) -> Result
                     "it has {} tokens, the longest title {longest}, the model {positions} positions",
                     tokens.len()
                 ))
-                .hint(format!("tokenize with \"max_tokens\" of at most {positions}")));
+                .hint(format!(
+                    "tokenize with \"max_tokens\" of at most {}",
+                    positions.saturating_add(1)
+                )));
         }
     }
     Ok(())

@@ -132,6 +132,7 @@ impl Operator for GenerateTiger {
         {
             binding.missing_column(SEMANTIC_IDS, SEMANTIC_ID);
         }
+        models::check_device(binding, &self.device);
         if self.beam_width == 0 {
             binding.bad_value("beam_width", "a beam has at least one id");
         }

@@ -8,9 +8,9 @@ use sluice_engine::operator::{BLOCKS, Binding, Bound, Context, Distribution, Not
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 
-use crate::formats::columns::{Wanted, fits, pick};
+use crate::formats::columns::{self, Wanted, fits, pick};
 use crate::formats::files::{self, Block, Layout};
-use crate::formats::sniff::{Sniffed, numeric, sniff, undetected};
+use crate::formats::sniff::{Sniffed, all_keys, numeric, refuse_array, sniff, undetected};
 use crate::formats::values::TimestampUnit;
 use crate::formats::{OnError, Paths, REJECTS, Rejects, conclude, delimited, interaction, rejects};
 use crate::schema;
@@ -31,7 +31,8 @@ use crate::schema;
 /// `auto` tells by the first line that is not blank: Parquet's magic bytes; an object with `reviewerID`
 /// (`amazon_2014` if it is a Python dict, else `amazon_2018`), with `parent_asin` and `user_id` (`amazon_2023`), with other names (`jsonl`);
 /// one object of lists (`lcrec`); `::` or four numbers apart by tabs (`movielens`); a tab and `:token` (`recbole`); a header that names
-/// a user and an item (`tsv`, `csv`); else words apart by blanks (`sequences`). Anything else must be named.
+/// a user and an item (`tsv`, `csv`); else words apart by blanks (`sequences`). A `delimiter` that is not the one found means `csv`.
+/// Anything else must be named.
 ///
 /// # Out
 /// - `out`: interactions, a row for each, in order of file and line; `position` is `file index << 40 | line`, for `sequences` and
@@ -40,8 +41,11 @@ use crate::schema;
 ///
 /// A row is malformed if it has no user or item, no readable time where the file has times, a rating that is no
 /// finite number, another number of cells than the header, or bytes that are no UTF-8 (MovieLens: Latin-1).
+/// JSON lines have times if the first object has one, or if the column is named. Names are found in any case.
+/// An id is a text or a whole number: `10.0` of JSON and Parquet is `10`.
 /// Blank lines are passed over; blanks around cells are dropped; a byte order mark and CRLF are fine.
-/// CSV and TSV cells may be quoted; MovieLens and RecBole take quotes as they are.
+/// CSV and TSV cells may be quoted (see `quotes`); MovieLens and RecBole take quotes as they are.
+/// A quote that is never closed is an error, whatever `on_error` says.
 ///
 /// # Source
 /// McAuley's Amazon reviews (2014, 2018, 2023), GroupLens, RecBole's atomic files, S3-Rec, LC-Rec.
@@ -60,6 +64,8 @@ pub struct IngestInteractions {
     pub columns: InteractionColumns,
     /// What separates cells, if it is not what the format says.
     pub delimiter: String,
+    /// Whether cells of csv and tsv may be quoted; `false` takes quotes as they are.
+    pub quotes: bool,
     /// Whether the first line of csv and tsv names the columns. Without: user, item, rating, time.
     pub header: bool,
     /// Unit of numeric times; `auto` takes numbers below 100,000,000,000 for seconds, larger ones for milliseconds.
@@ -98,17 +104,25 @@ pub enum InteractionsFormat {
 
 use InteractionsFormat as Format;
 
-/// Names of columns; an empty one is found by its usual names.
+/// Names of columns, or their numbers where a file has no header; an empty one is found by its usual names.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InteractionColumns {
     /// Usual: user_id, userId, user, uid, reviewerID, reviewer_id, customer_id, visitorid.
+    #[serde(deserialize_with = "columns::name_or_number")]
+    #[schemars(extend("type" = ["string", "integer"]))]
     pub user_id: String,
     /// Usual: item_id, itemId, item, iid, parent_asin, asin, movieId, movie_id, product_id.
+    #[serde(deserialize_with = "columns::name_or_number")]
+    #[schemars(extend("type" = ["string", "integer"]))]
     pub item_id: String,
     /// Usual: timestamp, time, ts, unixReviewTime, datetime, date. A file may have none.
+    #[serde(deserialize_with = "columns::name_or_number")]
+    #[schemars(extend("type" = ["string", "integer"]))]
     pub timestamp: String,
     /// Usual: rating, overall, stars, score. A file may have none.
+    #[serde(deserialize_with = "columns::name_or_number")]
+    #[schemars(extend("type" = ["string", "integer"]))]
     pub rating: String,
 }
 
@@ -119,6 +133,7 @@ impl Default for IngestInteractions {
             format: Format::Auto,
             columns: InteractionColumns::default(),
             delimiter: String::new(),
+            quotes: true,
             header: true,
             timestamp_unit: TimestampUnit::Auto,
             record_hash: false,
@@ -130,7 +145,7 @@ impl Default for IngestInteractions {
 
 impl Operator for IngestInteractions {
     const NAME: &'static str = "ingest_interactions";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn bind(&self, binding: &Binding) -> Bound {
         let mut files = Vec::new();
@@ -247,6 +262,9 @@ impl IngestInteractions {
     /// Tells the format of a file and finds its columns.
     fn layout(&self, path: &std::path::Path, name: &str) -> Result<Layout> {
         let head = files::head(path, name)?;
+        if !matches!(self.format, Format::Csv | Format::Tsv) {
+            refuse_array(name, &head)?;
+        }
         let sniffed = sniff(&head);
         let format = match self.format {
             Format::Auto => self.detect(&sniffed).ok_or_else(|| undetected(name, &head))?,
@@ -262,21 +280,32 @@ impl IngestInteractions {
                 let Sniffed::Lines(keys, _) = &sniffed else {
                     return Err(wrong("a JSON object on each line"));
                 };
-                if !keys.is_empty() && !fits(&wanted[..2], keys) {
-                    pick(name, &wanted, keys)?;
+                if pick(name, &wanted, keys).is_err() {
+                    let keys = all_keys(&head);
+                    if !keys.is_empty() {
+                        pick(name, &wanted, &keys)?;
+                    }
                 }
-                Layout::JsonLines(wanted.iter().map(Wanted::names).collect())
+                let [_, _, time, _] = &wanted;
+                Layout::JsonLines {
+                    names: wanted.iter().map(Wanted::names).collect(),
+                    timed: format != Format::Jsonl || !time.given.is_empty() || columns::has(time, keys),
+                }
             }
-            Format::Sequences => match sniffed {
+            Format::Sequences => match &sniffed {
                 Sniffed::Words => Layout::Sequences,
-                _ => return Err(wrong("\"user item item ...\" on each line")),
+                Sniffed::Cells(delimiter, _) if delimiter == "\t" => Layout::Sequences,
+                _ => {
+                    return Err(wrong("\"user item item ...\" on each line")
+                        .hint("a user and its items are apart by blanks or tabs; is it csv?"));
+                }
             },
             Format::Lcrec => match sniffed {
                 Sniffed::Object | Sniffed::Lines(..) => Layout::JsonObject,
                 _ => return Err(wrong("one JSON object of lists")),
             },
             Format::Parquet => match sniffed {
-                Sniffed::Parquet => Layout::Parquet(pick(name, &wanted, &files::parquet_columns(path, name)?)?),
+                Sniffed::Parquet => Layout::Parquet(columns::parquet(path, name, &wanted)?),
                 _ => return Err(wrong("Parquet")),
             },
             _ => {
@@ -294,8 +323,11 @@ impl IngestInteractions {
                 if delimiter.is_empty() {
                     return Err(wrong("delimited text"));
                 }
-                let quoted = matches!(format, Format::Csv | Format::Tsv) && delimiter.len() == 1
-                    || format == Format::Movielens && delimiter == ",";
+                let quoted = self.quotes
+                    && match format {
+                        Format::Csv | Format::Tsv => delimiter.len() == 1,
+                        format => format == Format::Movielens && delimiter == ",",
+                    };
                 let first = delimited::first_row(&head, delimiter, quoted);
                 let header = match format {
                     Format::Movielens => !numeric(&first),
@@ -303,7 +335,15 @@ impl IngestInteractions {
                     _ => true,
                 };
                 let picks = match header {
-                    true => pick(name, &wanted, &first)?,
+                    true => pick(name, &wanted, &first).map_err(|error| {
+                        let nameless = matches!(format, Format::Csv | Format::Tsv)
+                            && !wanted.iter().any(|column| columns::has(column, &first));
+                        let hint = error.hint.as_ref().filter(|_| nameless);
+                        match hint.map(|hint| format!("{hint}, or set \"header: false\" if the first line is a row")) {
+                            Some(hint) => error.hint(hint),
+                            None => error,
+                        }
+                    })?,
                     false => self.numbered(name, &wanted, &first)?,
                 };
                 Layout::Delimited {
@@ -311,6 +351,7 @@ impl IngestInteractions {
                     quoted,
                     latin1: format == Format::Movielens && delimiter != ",",
                     header,
+                    blanks: false,
                     width: first.len(),
                     picks,
                 }
@@ -318,13 +359,19 @@ impl IngestInteractions {
         })
     }
 
-    /// Columns of a file without header: by number, by default user, item, rating, time.
+    /// Columns of a file without header: by number, by default user, item, rating, time; none is taken twice.
     fn numbered(&self, name: &str, wanted: &[Wanted], first: &[String]) -> Result<Vec<Option<usize>>> {
         const USUAL: [&[&str]; 4] = [&["1"], &["2"], &["4"], &["3"]];
         let numbered: Vec<Wanted> = wanted
             .iter()
             .zip(USUAL)
-            .map(|(column, aliases)| Wanted { aliases, ..*column })
+            .map(|(column, aliases)| {
+                let taken = wanted.iter().any(|other| aliases.contains(&other.given));
+                Wanted {
+                    aliases: if taken { &[] } else { aliases },
+                    ..*column
+                }
+            })
             .collect();
         let there: Vec<String> = (1..=first.len()).map(|number| number.to_string()).collect();
         pick(name, &numbered, &there)
@@ -337,6 +384,8 @@ impl IngestInteractions {
         Some(match sniffed {
             Sniffed::Parquet => Format::Parquet,
             Sniffed::Object => Format::Lcrec,
+            Sniffed::Cells(found, _) if !self.delimiter.is_empty() && *found != self.delimiter => Format::Csv,
+            Sniffed::Words | Sniffed::Unknown if !self.delimiter.is_empty() => Format::Csv,
             Sniffed::Words => Format::Sequences,
             Sniffed::Lines(keys, python) => match () {
                 () if has(keys, "reviewerID") && *python => Format::Amazon2014,

@@ -9,10 +9,10 @@ use sluice_engine::operator::{Binding, Bound, Context, Notes, OUT, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
 
-use crate::formats::columns::{Wanted, fits, pick};
+use crate::formats::columns::{self, Wanted, fits, pick};
 use crate::formats::files::{self, Block, Layout};
 use crate::formats::item::{Item, ItemRows, PLACEHOLDERS, Template};
-use crate::formats::sniff::{Sniffed, numeric, sniff, undetected};
+use crate::formats::sniff::{Sniffed, all_keys, numeric, refuse_array, sniff, undetected};
 use crate::formats::{OnError, Paths, REJECTS, Rejects, conclude, delimited, item, rejects};
 use crate::schema;
 
@@ -39,7 +39,9 @@ const DUPLICATES: &str = "duplicate item_id";
 ///
 /// Rules: categories that come as several paths are put one after the other, each name once; in a cell they are a Python list, else
 /// apart by `|` (LC-Rec: by `,`). A price is a number, `$1,299.00`, or the lower end of a range; `None`, `—` and the like are none.
-/// Descriptions that are lists are joined by a blank. Empty strings and NaN are null. A row without an id is malformed.
+/// Descriptions that are lists are joined by a blank. Empty strings and NaN are null. Names are found in any case.
+/// A row without an id is malformed; an id is a text or a whole number: `10.0` of JSON and Parquet is `10`.
+/// A quote that is never closed is an error, whatever `on_error` says.
 ///
 /// # Source
 /// McAuley's Amazon metadata (2014, 2018, 2023), GroupLens, RecBole, LC-Rec; the text template is GRID's.
@@ -58,6 +60,8 @@ pub struct IngestItems {
     pub columns: ItemColumns,
     /// What separates cells, if it is not what the format says.
     pub delimiter: String,
+    /// Whether cells of csv and tsv may be quoted; `false` takes quotes as they are.
+    pub quotes: bool,
     /// Whether `&amp;` and its like are replaced by what they stand for (once: `&amp;amp;` becomes `&amp;`).
     pub html_unescape: bool,
     /// The item's text: `{title}`, `{brand}`, `{categories}` (as a Python list), `{price}`, `{description}`, `{item_id}`.
@@ -134,6 +138,7 @@ impl Default for IngestItems {
             format: Format::Auto,
             columns: ItemColumns::default(),
             delimiter: String::new(),
+            quotes: true,
             html_unescape: true,
             text_template: item::GRID_TEMPLATE.into(),
             missing_brand: "Unknown".into(),
@@ -147,7 +152,7 @@ impl Default for IngestItems {
 
 impl Operator for IngestItems {
     const NAME: &'static str = "ingest_items";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn bind(&self, binding: &Binding) -> Bound {
         let mut paths = Vec::new();
@@ -298,6 +303,9 @@ impl IngestItems {
     /// Tells the format of a file and finds its columns.
     fn layout(&self, path: &std::path::Path, name: &str) -> Result<Layout> {
         let head = files::head(path, name)?;
+        if !matches!(self.format, Format::Csv | Format::Tsv) {
+            refuse_array(name, &head)?;
+        }
         let sniffed = sniff(&head);
         let wrong = |wants: &str| {
             Error::data("wrong-format", format!("\"{name}\" is not {wants}"))
@@ -313,22 +321,30 @@ impl IngestItems {
                 let Sniffed::Lines(keys, _) = &sniffed else {
                     return Err(wrong("a JSON object on each line"));
                 };
-                if !keys.is_empty() {
-                    pick(name, &wanted[..1], keys)?;
+                if pick(name, &wanted, keys).is_err() {
+                    let keys = all_keys(&head);
+                    if !keys.is_empty() {
+                        pick(name, &wanted, &keys)?;
+                    }
                 }
-                Layout::JsonLines(wanted.iter().map(Wanted::names).collect())
+                Layout::JsonLines {
+                    names: wanted.iter().map(Wanted::names).collect(),
+                    timed: false,
+                }
             }
             Format::Lcrec => match sniffed {
                 Sniffed::Object => Layout::JsonObject,
                 _ => return Err(wrong("one JSON object of objects")),
             },
             Format::Parquet => match sniffed {
-                Sniffed::Parquet => Layout::Parquet(pick(name, &wanted, &files::parquet_columns(path, name)?)?),
+                Sniffed::Parquet => Layout::Parquet(columns::parquet(path, name, &wanted)?),
                 _ => return Err(wrong("Parquet")),
             },
             _ => {
-                let Sniffed::Cells(found, _) = &sniffed else {
-                    return Err(wrong("delimited text"));
+                let found = match &sniffed {
+                    Sniffed::Cells(found, _) => found.as_str(),
+                    Sniffed::Words | Sniffed::Unknown if !self.delimiter.is_empty() => "",
+                    _ => return Err(wrong("delimited text")),
                 };
                 let delimiter = match format {
                     _ if !self.delimiter.is_empty() => &self.delimiter,
@@ -336,7 +352,11 @@ impl IngestItems {
                     Format::Movielens => found,
                     _ => "\t",
                 };
-                let quoted = delimiter.len() == 1 && matches!(format, Format::Csv | Format::Tsv) || delimiter == ",";
+                let quoted = self.quotes
+                    && match format {
+                        Format::Csv | Format::Tsv => delimiter.len() == 1,
+                        _ => delimiter == ",",
+                    };
                 let first = delimited::first_row(&head, delimiter, quoted);
                 let header = format != Format::Movielens || !numeric(&first[..first.len().min(1)]);
                 Layout::Delimited {
@@ -344,6 +364,7 @@ impl IngestItems {
                     quoted,
                     latin1: format == Format::Movielens && delimiter != ",",
                     header,
+                    blanks: format == Format::Recbole,
                     width: first.len(),
                     picks: match (header, first.len()) {
                         (true, _) => pick(name, &wanted, &first)?,
@@ -364,6 +385,8 @@ impl IngestItems {
             Sniffed::Object => Format::Lcrec,
             // the usual names cover the Amazon formats, whose ids are `parent_asin`, else `asin`
             Sniffed::Lines(..) => Format::Jsonl,
+            Sniffed::Cells(found, _) if !self.delimiter.is_empty() && *found != self.delimiter => Format::Csv,
+            Sniffed::Words | Sniffed::Unknown if !self.delimiter.is_empty() => Format::Csv,
             Sniffed::Cells(delimiter, first) => match delimiter.as_str() {
                 "::" => Format::Movielens,
                 "|" if first.len() == item::U_ITEM_CELLS => Format::Movielens,

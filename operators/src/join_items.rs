@@ -30,6 +30,8 @@ const NOWHERE: u64 = u64::MAX;
 /// - `out`: the columns of `items`, one row for each item of the interactions; within a partition in natural order of `item_id`.
 /// - `missing`: `item_id, interactions` (how many) of items that have interactions and no row in `items`.
 ///
+/// If no item of the interactions is in `items`, that is an error.
+///
 /// # Source
 /// Amazon's metadata cover far more items than the reviews of a k-core.
 ///
@@ -141,19 +143,26 @@ impl Operator for JoinItems {
             Missing::Keep => (rows - missing, rows),
             _ => (rows, rows + missing),
         };
-        if self.missing == Missing::Error && missing > 0 {
+        if missing > 0 && (matched == 0 || self.missing == Missing::Error) {
             let ids = outputs.batch(MISSING)?;
             let first: Vec<&str> = schema::strings(&ids, schema::ITEM_ID)?
                 .iter()
                 .flatten()
                 .take(5)
                 .collect();
-            return Err(Error::data(
-                "missing-items",
-                format!("{missing} of {all} items have interactions and no row in \"items\""),
-            )
-            .detail(format!("such as {}", first.join(", ")))
-            .hint("\"missing: keep\" makes rows up for them, \"missing: drop\" leaves them out"));
+            let error = match matched {
+                0 => Error::data(
+                    "no-common-items",
+                    format!("no item of the interactions is in \"items\": {missing} have no row there"),
+                )
+                .hint("the ids must be the same texts on both sides: are those of \"items\" of this kind?"),
+                _ => Error::data(
+                    "missing-items",
+                    format!("{missing} of {all} items have interactions and no row in \"items\""),
+                )
+                .hint("\"missing: keep\" makes rows up for them, \"missing: drop\" leaves them out"),
+            };
+            return Err(error.detail(format!("such as {}", first.join(", "))));
         }
         let mut notes = Notes::new();
         notes.insert("matched".into(), format!("{matched} of {all}").into());
@@ -240,6 +249,22 @@ mod tests {
             (error.message.as_str(), error.detail[0].as_str()),
             ("1 of 3 items have interactions and no row in \"items\"", "such as 7")
         );
+    }
+
+    #[test]
+    fn tables_without_a_common_item() {
+        let items = parse("item_id | title | text | position:u64\n 10 | ten | Ten | 1").unwrap();
+        let interactions = parse("item_id\n 10.0\n 7.0").unwrap();
+        for missing in [Missing::Keep, Missing::Drop, Missing::Error] {
+            let config = JoinItems {
+                missing,
+                ..Default::default()
+            };
+            let inputs = [("items", items.clone()), ("interactions", interactions.clone())];
+            let error = run(&config, &inputs).unwrap_err();
+            assert_eq!(error.code, "no-common-items", "{error}");
+            assert!(error.detail[0].contains("10.0"), "{error}");
+        }
     }
 
     #[test]

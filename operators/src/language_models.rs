@@ -198,28 +198,46 @@ pub fn open_checkpoint(path: &Path, name: &str) -> Result<(LlmConfig, Frozen)> {
     Llm::open(&folder).map_err(bad)
 }
 
-/// [`load`] of what is only read: a checkpoint without further tokens stays mapped.
+/// [`load`] of what a training starts from: a checkpoint without further tokens stays mapped.
 pub fn open(folder: &Path, base: impl FnOnce(&str) -> Result<Llm>) -> Result<(LlmConfig, Frozen)> {
     if !lora::is_adapter(folder) && !Added::is_in(folder) {
         return Llm::open(folder).map_err(bad);
     }
     let model = load(folder, base)?;
+    if !model.read_only().is_empty() {
+        let message = "the base reads items as soft tokens; what it learnt of them cannot be carried on";
+        let error = Error::user("soft-tokens", message);
+        return Err(error.hint("start from a model that was trained without \"vectors\""));
+    }
     Ok((model.config().clone(), model.into_weights().into()))
 }
 
 /// Reads the folder of a language model: a checkpoint, or an adapter, which is merged into its base. `base` finds the
-/// base by the name that the adapter has for it.
+/// base by the name that the adapter has for it; another one than the adapter was trained on is refused, if the adapter
+/// says what that was.
 pub fn load(folder: &Path, base: impl FnOnce(&str) -> Result<Llm>) -> Result<Llm> {
     if !lora::is_adapter(folder) {
         let mut model = Llm::load(folder).map_err(bad)?;
         Added::merge(folder, &mut model).map_err(explain)?;
         return Ok(model);
     }
-    let mut model = base(&lora::base_name(folder).map_err(explain)?)?;
+    let name = lora::base_name(folder).map_err(explain)?;
+    let mut model = base(&name)?;
     let (lora, adapters, _) = Lora::load(folder, model.config()).map_err(|error| {
         let told = explain(error).detail("the adapter is for another model than the base it was given");
         told.hint("\"base\" names the model it was trained on")
     })?;
+    if let Some(digest) = lora::base_digest(folder).map_err(explain)?
+        && digest != model.weights().digest()
+    {
+        let own = match name.as_str() {
+            "" => "the model of another stage".to_string(),
+            name => format!("\"{name}\""),
+        };
+        let message = format!("the adapter was trained on {own}; this base has other weights");
+        let hint = "give it the base that it was trained on; if that was made anew, train the adapter again";
+        return Err(Error::data("wrong-base", message).hint(hint));
+    }
     lora.merge(&adapters, model.weights_mut()).map_err(explain)?;
     Added::merge(folder, &mut model).map_err(explain)?;
     Ok(model)

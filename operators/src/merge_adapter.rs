@@ -19,7 +19,7 @@ const BASE: &str = "base";
 ///
 /// # In
 /// `model`: the folder of `train_llm`; a whole model is written as it is. `base`: the model that the adapter was trained
-/// on, where another stage made it.
+/// on, where another stage made it. An adapter of `train_llm` says which weights it was trained on: others are refused.
 ///
 /// # Out
 /// `out`: a folder with `config.json` and `model.safetensors`, in f32, for `AutoModelForCausalLM.from_pretrained`.
@@ -38,7 +38,7 @@ pub struct MergeAdapter {
 
 impl Operator for MergeAdapter {
     const NAME: &'static str = "merge_adapter";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[
         Input::required(MODEL, "an adapter (train_llm)"),
         Input::optional(BASE, "the language model it was trained on (train_llm)"),
@@ -128,6 +128,8 @@ mod tests {
         let config = shape(8);
         let (own, other) = (Llm::init(&config, 1), Llm::init(&shape(6), 1));
         own.save(&root.path().join("own")).unwrap();
+        let seeds = Llm::init(&config, 2);
+        seeds.save(&root.path().join("seeds")).unwrap();
         other.save(&root.path().join("other")).unwrap();
         let lora = Lora {
             rank: 2,
@@ -137,7 +139,8 @@ mod tests {
         };
         let mut adapters = Weights::init(&lora.declarations(&config), 5);
         adapters.tensors_mut().iter_mut().for_each(|t| t.data.fill(0.5));
-        lora.save(&adapters, "", &root.path().join("adapter")).unwrap();
+        let save = |digest: Option<&str>| lora.save(&adapters, "", digest, &root.path().join("adapter")).unwrap();
+        save(Some(&own.weights().digest()));
         let merge = |base: Option<&str>, port: Option<&str>| -> Result<Llm> {
             let operator = MergeAdapter {
                 base: base.map(str::to_string),
@@ -167,6 +170,12 @@ mod tests {
         assert_eq!(merge(None, Some("own")).unwrap().weights(), merged.weights());
         let error = |base: Option<&str>, port: Option<&str>| merge(base, port).map(|_| ()).unwrap_err().to_string();
         assert!(error(Some("other"), None).contains("the adapter is for another model"));
+        let wrong = "the adapter was trained on the model of another stage; this base has other weights";
+        assert!(error(Some("seeds"), None).contains(wrong));
+        assert!(error(None, Some("seeds")).contains(wrong));
+        // That of `peft` says nothing.
+        save(None);
+        assert!(merge(Some("seeds"), None).is_ok());
         assert!(error(None, None).contains("what it was trained on is not given"));
         assert!(error(None, Some("adapter")).contains("the base is an adapter too"));
         assert!(!Path::new("own").exists());

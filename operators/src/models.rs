@@ -184,6 +184,15 @@ pub fn require_model(binding: &Binding, port: &str, wanted: &str, from: &str) {
     }
 }
 
+/// Complains of a name that no device has. Whether the machine has the device is known only when the stage runs.
+pub fn check_device(binding: &Binding, device: &str) {
+    let numbered = |index: &str| index.parse::<usize>().is_ok();
+    if !matches!(device, "cpu" | "auto" | "cuda") && !device.strip_prefix("cuda:").is_some_and(numbered) {
+        let error = Error::user("bad-value", format!("no device is called \"{device}\""));
+        binding.problem("device", error.hint("set device to cpu, cuda, cuda:N or auto"));
+    }
+}
+
 /// The device of a resource field. `auto` takes the first GPU that the stage was given, else a GPU if there is one.
 pub fn device(context: &Context, name: &str) -> Result<candle_core::Device> {
     let given = context.gpus.first().map(|gpu| format!("cuda:{gpu}"));
@@ -241,6 +250,24 @@ mod tests {
         assert!(exact("cpu"));
         assert_eq!(determinism("cuda:63", 0.5), Determinism::Tolerance(0.5));
         assert_eq!(exact("auto"), sluice_gpu::device::device("auto").unwrap().is_cpu());
+    }
+
+    #[test]
+    fn names_of_devices_are_checked_before_anything_runs() {
+        let problems = |device: &str| {
+            let inputs = Default::default();
+            let binding = Binding::new(Path::new("."), &inputs);
+            check_device(&binding, device);
+            binding.into_problems()
+        };
+        for good in ["cpu", "auto", "cuda", "cuda:0", "cuda:63"] {
+            assert!(problems(good).is_empty(), "{good}");
+        }
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CPU"] {
+            let found = problems(bad);
+            assert_eq!(found[0].field.as_deref(), Some("device"), "{bad}");
+            assert_eq!(found[0].error.message, format!("no device is called \"{bad}\""));
+        }
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub struct QuantizePq {
     pub max_iterations: u32,
     /// Lloyd's algorithm stops when the centres move less than this share of the data's variance.
     pub tolerance: f64,
-    /// k-means++ draws the first centres from this many sampled rows; null means all rows.
+    /// k-means++ draws the first centres from this many sampled rows, but from no fewer than there are entries; null
+    /// means all rows.
     pub init_rows: Option<u32>,
     /// What becomes of items that share all their codes.
     pub collisions: Collisions,
@@ -80,7 +81,7 @@ impl Default for QuantizePq {
 
 impl Operator for QuantizePq {
     const NAME: &'static str = "quantize_pq";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "embeddings with item_id and embedding")];
 
@@ -88,6 +89,7 @@ impl Operator for QuantizePq {
         if self.max_iterations == 0 {
             binding.bad_value("max_iterations", "max_iterations must be positive");
         }
+        quantizers::check_init_rows(binding, self.init_rows);
         self.levels().bind(binding)
     }
 
@@ -119,7 +121,7 @@ impl Operator for QuantizePq {
         .map_err(|error| {
             let hint = match error {
                 pq::PqError::SubSpaces { .. } => "lower num_codebooks",
-                pq::PqError::Level { .. } => "lower codebook_size, or set allow_fewer_items: true",
+                pq::PqError::Level { .. } => quantizers::too_few_hint(self.init_rows, items.len()),
             };
             quantizers::failed(error, items.len(), self.levels()).hint(hint)
         })?;
@@ -196,7 +198,7 @@ mod tests {
             codebook_size: 1,
             ..Default::default()
         };
-        let error = testdata::run(&operator, &[(INPUT, rows)]).err().unwrap();
+        let error = testdata::run(&operator, &[(INPUT, rows.clone())]).err().unwrap();
         assert!(
             error
                 .to_string()
@@ -204,5 +206,11 @@ mod tests {
             "{error}"
         );
         assert!(error.to_string().contains("lower num_codebooks"), "{error}");
+        let operator = QuantizePq {
+            init_rows: Some(0),
+            ..operator
+        };
+        let error = testdata::run(&operator, &[(INPUT, rows)]).err().unwrap();
+        assert_eq!(error.message, "init_rows must be positive");
     }
 }

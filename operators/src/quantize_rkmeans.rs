@@ -11,6 +11,7 @@ use sluice_engine::table::Tables;
 use sluice_gpu::kmeans::{Buffer, Schedule};
 use sluice_gpu::residual::{self, ResidualConfig, ResidualDistances};
 
+use crate::models;
 use crate::quantizers::{self, CODEBOOKS, Collisions, INPUT, Levels};
 
 /// Quantizes embeddings to semantic ids by residual k-means: each level clusters what the levels before it left over.
@@ -48,7 +49,8 @@ pub struct QuantizeRkmeans {
     pub updates: u32,
     /// Rows per update of the mini-batch variant.
     pub batch_rows: u32,
-    /// k-means++ draws the first centres from this many sampled rows; null means all rows.
+    /// k-means++ draws the first centres from this many sampled rows, but from no fewer than there are entries; null
+    /// means all rows.
     pub init_rows: Option<u32>,
     /// L2-normalise the residual before every level, the embedding too.
     pub normalize_residuals: bool,
@@ -95,7 +97,7 @@ impl Default for QuantizeRkmeans {
 
 impl Operator for QuantizeRkmeans {
     const NAME: &'static str = "quantize_rkmeans";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[Input::required(INPUT, "embeddings with item_id and embedding")];
 
@@ -117,6 +119,7 @@ impl Operator for QuantizeRkmeans {
                 binding.bad_value("beam", "a beam would undo the balance; set beam: 1 or balance: null");
             }
         }
+        quantizers::check_init_rows(binding, self.init_rows);
         self.levels().bind(binding)
     }
 
@@ -142,17 +145,25 @@ impl Operator for QuantizeRkmeans {
                 .map_or(Buffer::All, |rows| Buffer::Sampled(rows as usize)),
             seed: context.random("centres").key(),
             allow_fewer_distinct: self.allow_fewer_items,
-            beam: self.beam as usize,
+            // further down, to tell how far it is
+            beam: 1,
             balance: self.balance,
         };
-        let fit = residual::fit(rows, width, &config, |level, report| {
+        let mut fit = residual::fit(rows, width, &config, |level, report| {
             let (done, total) = (level as u64 + 1, Some(sizes.len() as u64));
             context.progress(done, total, "levels", &[("mse", report.mse)]);
         })
         .map_err(|error| {
-            quantizers::failed(error, items.len(), self.levels())
-                .hint("lower codebook_size, or set allow_fewer_items: true")
+            let hint = quantizers::too_few_hint(self.init_rows, items.len());
+            quantizers::failed(error, items.len(), self.levels()).hint(hint)
         })?;
+        if self.beam > 1 {
+            fit.search(rows, self.beam as usize, |done| {
+                context.progress(done as u64, Some(items.len() as u64), "items", &[]);
+                models::stopped(context)
+            });
+            context.check_cancelled()?;
+        }
         let distances = ResidualDistances {
             quantizer: &fit.quantizer,
             rows_nd: rows,
@@ -186,6 +197,7 @@ impl QuantizeRkmeans {
 #[cfg(test)]
 mod tests {
     use arrow::array::RecordBatch;
+    use arrow::datatypes::{Float64Type, UInt32Type};
     use sluice_engine::operator::OUT;
     use sluice_engine::text;
 
@@ -276,6 +288,50 @@ mod tests {
         let error = testdata::run(&operator, &[("input", four())]).err().unwrap();
         assert_eq!(error.code, "quantize");
         assert!(error.to_string().contains("allow_fewer_items"), "{error}");
+    }
+
+    #[test]
+    fn centres_are_drawn_from_no_fewer_rows_than_there_are_entries() {
+        let operator = QuantizeRkmeans {
+            num_codebooks: 1,
+            codebook_size: 3,
+            init_rows: Some(1),
+            allow_fewer_items: true,
+            ..Default::default()
+        };
+        let rows = "item_id embedding:[f32;2]\n a 1,0\n b 0,1\n c -1,0";
+        let out = testdata::run(&operator, &[("input", text::parse(rows).unwrap())]).unwrap();
+        let used = out.batch("levels").unwrap();
+        let used = schema::numbers::<UInt32Type>(&used, "used").unwrap().values().to_vec();
+        assert_eq!(used, [3]);
+        let operator = QuantizeRkmeans {
+            init_rows: Some(0),
+            ..operator
+        };
+        let error = testdata::run(&operator, &[("input", four())]).err().unwrap();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("bad-value", "init_rows must be positive")
+        );
+    }
+
+    #[test]
+    fn a_beam_lowers_the_error() {
+        let row = |item: u32| format!("\n i{item} {},{},{}", item % 7, item * item % 11, item % 5);
+        let rows = (1..60).fold("item_id embedding:[f32;3]".to_string(), |text, item| text + &row(item));
+        let mse = |beam| {
+            let operator = QuantizeRkmeans {
+                num_codebooks: 3,
+                codebook_size: 4,
+                normalize_residuals: false,
+                beam,
+                ..Default::default()
+            };
+            let out = testdata::run(&operator, &[("input", text::parse(&rows).unwrap())]).unwrap();
+            let levels = out.batch("levels").unwrap();
+            schema::numbers::<Float64Type>(&levels, "mse").unwrap().value(2)
+        };
+        assert!(mse(16) < mse(1));
     }
 
     #[test]

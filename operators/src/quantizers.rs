@@ -63,6 +63,21 @@ pub(crate) fn require_embeddings(binding: &Binding, port: &str) {
     }
 }
 
+/// Complains of a k-means++ that has no row to draw from.
+pub(crate) fn check_init_rows(binding: &Binding, init_rows: Option<u32>) {
+    if init_rows == Some(0) {
+        binding.bad_value("init_rows", "init_rows must be positive");
+    }
+}
+
+/// What to do where k-means finds fewer distinct rows than entries.
+pub(crate) fn too_few_hint(init_rows: Option<u32>, items: usize) -> &'static str {
+    match init_rows.is_some_and(|rows| (rows as usize) < items) {
+        true => "lower codebook_size, raise init_rows, or set allow_fewer_items: true",
+        false => "lower codebook_size, or set allow_fewer_items: true",
+    }
+}
+
 /// The levels of a quantizer: so many codebooks of so many entries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Levels {

@@ -83,6 +83,7 @@ impl Operator for RankSasrec {
         models::require_model(binding, MODEL, "sasrec", "train_sasrec");
         sequences::require_targets(binding, HISTORIES);
         binding.require(ITEMS, &[(ITEM_ID, DataType::Utf8)]);
+        models::check_device(binding, &self.device);
         if self.k == 0 {
             binding.bad_value("k", "\"k\" must be at least 1");
         }
@@ -271,6 +272,23 @@ mod tests {
         assert_eq!(listed(&out)[..2], [("u", "0"), ("u", "5")]);
         assert_eq!(column(&out, "tied")[..2], [12, 12]);
         assert_eq!(column(&out, "rank")[..2], [1, 6]);
+    }
+
+    #[test]
+    fn a_device_that_no_machine_has_is_refused() {
+        let operator = RankSasrec {
+            device: "gpu".into(),
+            ..Default::default()
+        };
+        let inputs = [
+            (HISTORIES, text::parse(TWO_USERS).unwrap()),
+            (ITEMS, text::parse(&items()).unwrap()),
+        ];
+        let error = sluice_engine::harness::run(&operator, &inputs).unwrap_err();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("bad-value", "no device is called \"gpu\"")
+        );
     }
 
     #[test]

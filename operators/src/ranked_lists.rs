@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
+use arrow::array::{Array, Float64Array, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{Float64Type, UInt32Type};
 use sluice_engine::table::{Table, Tables};
 use sluice_engine::{Error, Result};
@@ -152,15 +152,12 @@ impl List {
         u64::from(dropped)
     }
 
-    /// Number of generated ids in the list itself, without the target's row below it.
+    /// Number of generated ids in the list itself. It ends at its last other item, as the target may have a row of its
+    /// own below it; a target alone is a list where it comes first.
     fn width(&self) -> u32 {
-        let below = |hit: &&Hit| self.target.is_none_or(|target| target.item != hit.item);
-        self.hits
-            .iter()
-            .filter(below)
-            .map(|hit| hit.beam)
-            .collect::<HashSet<_>>()
-            .len() as u32
+        let others = |hit: &&Hit| self.target.is_none_or(|target| target.item != hit.item);
+        let end = self.hits.iter().filter(others).map(|hit| hit.beam).max();
+        self.legal(end.unwrap_or(1)) as u32
     }
 }
 
@@ -175,7 +172,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// Reads ranked items; a score that is not a number is an error.
+    /// Reads ranked items; a score that is not a number is an error, and so is a place that is null.
     pub fn read(ranked: &Table, targets: &Targets) -> Result<Self> {
         let mut users: Vec<List> = targets.targets.iter().map(|_| List::default()).collect();
         let mut strangers: HashSet<String> = HashSet::new();
@@ -189,8 +186,10 @@ impl Lists {
                 let column = |name| schema::numbers::<UInt32Type>(&batch, name);
                 [column(RANK)?, column(BETTER)?, column(TIED)?, column(BEAM)?]
             };
+            let places = [(RANK, ranks), (BETTER, better), (TIED, tied), (BEAM, beams)];
             for (row, item) in items.into_iter().enumerate() {
                 refuse_nan(scores, row, ids.value(row), names.value(row))?;
+                refuse_nulls(&places, row, ids.value(row), names.value(row))?;
                 if ranks.value(row) == 0 || tied.value(row) == 0 {
                     return Err(Error::data(
                         "bad-rank",
@@ -250,4 +249,71 @@ fn refuse_nan(scores: &Float64Array, row: usize, user: &str, item: &str) -> Resu
         format!("the score of item \"{item}\" for user \"{user}\" is not a number"),
     )
     .hint("the stage that ranked is at fault: look at its inputs and its training curve"))
+}
+
+fn refuse_nulls(places: &[(&str, &UInt32Array)], row: usize, user: &str, item: &str) -> Result<()> {
+    match places.iter().find(|(_, values)| values.is_null(row)) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::data(
+            "null-rank",
+            format!("\"{name}\" is null for item \"{item}\" of user \"{user}\""),
+        )
+        .hint("null is no place: leave out rows without one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_engine::text;
+
+    use super::*;
+
+    fn read(ranked: &str, users: &str) -> Result<Lists> {
+        let ranked = format!("user_id rank:u32 item_id score:f64 better:u32 tied:u32 beam:u32\n{ranked}");
+        let targets = format!("user_id sequence:[str] target\n{users}");
+        let table = |rows: &str| Table::new(text::parse(rows).unwrap());
+        let inputs = Tables::new()
+            .with("ranked", table(&ranked))
+            .with("targets", table(&targets));
+        Lists::read(inputs.table("ranked")?, &Targets::read(&inputs, false)?)
+    }
+
+    /// Lists of users, a line each: the user, then items from the head on.
+    fn listed(lists: &str) -> String {
+        let mut rows = String::new();
+        for line in lists.lines() {
+            let mut words = line.split_whitespace();
+            let user = words.next().unwrap();
+            for (better, item) in words.enumerate() {
+                let rank = better + 1;
+                rows.push_str(&format!("{user} {rank} {item} -{rank} {better} 1 {rank}\n"));
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_it_is_wherever_its_target_stands() {
+        let width = |ranked: &str, users: &str| read(ranked, users).unwrap().width;
+        let lists = listed("a 5 7 3\nb 4 5 2\nc 2 3 5\nd 1 4 6\ne 5 3 7");
+        assert_eq!(width(&lists, "a 8 5\nb 8 5\nc 8 5\nd 8 6\ne 8 3"), 3);
+        assert_eq!(width(&listed("a 5"), "a 8 5"), 1);
+        assert_eq!(width("", "a 8 5"), 0);
+        // A target below its list, and two items of one id.
+        assert_eq!(width("a 1 1 9 0 1 1\na 2 2 8 1 1 2\na 40 5 1 39 1 40", "a 8 5"), 2);
+        assert_eq!(width("a 40 5 1 39 1 40", "a 8 5"), 0);
+        assert_eq!(width("a 1 1 9 0 1 1\na 2 2 8 1 2 2\na 3 5 8 1 2 2", "a 8 5"), 2);
+    }
+
+    #[test]
+    fn a_place_that_is_null_is_refused() {
+        let row = ["rank", "better", "tied", "beam"];
+        for (place, name) in [1, 4, 5, 6].into_iter().zip(row) {
+            let mut cells = ["u", "1", "x", "9", "0", "1", "1"];
+            cells[place] = "null";
+            let error = read(&cells.join(" "), "u a x").err().unwrap();
+            let message = format!("\"{name}\" is null for item \"x\" of user \"u\"");
+            assert_eq!((error.code.as_str(), error.message), ("null-rank", message));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Renders tables of an experiment as a report: a page, Markdown and LaTeX.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
@@ -77,7 +77,7 @@ impl Default for RenderReport {
 
 impl Operator for RenderReport {
     const NAME: &'static str = "render_report";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[Input::required(ANY, "a table; its columns say what it is")];
 
     fn bind(&self, binding: &Binding) -> Bound {
@@ -131,6 +131,7 @@ impl RenderReport {
             ks: self.k.clone(),
             ties: self.ties.clone(),
         };
+        self.check_metrics(&read.systems)?;
         let twins = self.twins(&read.systems)?;
         // A shuffled twin was scored on other targets, so it stands beside its system and nowhere else.
         let is_twin = |system: &&System| twins.iter().any(|(_, twin)| twin.name == system.name);
@@ -166,6 +167,24 @@ impl RenderReport {
             sections,
             sources: inputs.iter().map(source).collect(),
         })
+    }
+
+    /// A metric that is asked for must be there. Of those that are shown unasked, one is enough.
+    fn check_metrics(&self, systems: &[System]) -> Result<()> {
+        let figures = systems.iter().flat_map(|system| system.values.keys());
+        let known: BTreeSet<&str> = figures.map(|figure| figure.metric.as_str()).collect();
+        let is_known = |metric: &&String| known.contains(metric.as_str());
+        let unasked = self.metrics == RenderReport::default().metrics;
+        let enough = known.is_empty() || unasked && self.metrics.iter().any(|metric| is_known(&metric));
+        let unknown = self.metrics.iter().find(|metric| !is_known(metric));
+        let Some(metric) = unknown.filter(|_| !enough) else {
+            return Ok(());
+        };
+        let message = format!("\"metrics\" names \"{metric}\", which no input has");
+        let names = known.iter().copied().collect::<Vec<_>>().join(", ");
+        let mut error = Error::user("unknown-metric", message).detail(format!("there are: {names}"));
+        error.hint = did_you_mean(metric, known.iter().copied());
+        Err(error)
     }
 
     /// Systems with their shuffled twins.
@@ -207,12 +226,11 @@ impl<'a> Read<'a> {
         let mut read = Read::default();
         for (input, table) in inputs.iter() {
             let kind = Kind::of(table.schema()?.as_ref());
-            if kind == Kind::Plain {
+            let Some(batch) = rows_of(kind, table)? else {
                 read.plain
                     .push(plain::table(input, &first_rows(table)?, table.rows()?)?);
                 continue;
-            }
-            let batch = table.batch()?;
+            };
             let named = (input.to_string(), batch.clone());
             match kind {
                 Kind::Scores => read.systems.extend(scores::of_metrics(input, &batch, ties)?),
@@ -261,6 +279,15 @@ impl<'a> Read<'a> {
             }
         }
     }
+}
+
+/// The rows of a table, if it is of a kind with a section of its own.
+fn rows_of(kind: Kind, table: &Table) -> Result<Option<RecordBatch>> {
+    if kind == Kind::Plain {
+        return Ok(None);
+    }
+    let batch = table.batch()?;
+    Ok(kind.fits(&batch)?.then_some(batch))
 }
 
 fn first_rows(table: &Table) -> Result<RecordBatch> {

@@ -8,9 +8,9 @@ use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sluice_engine::Result;
 use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
+use sluice_engine::{Error, Result};
 
 use crate::bootstrap::{Estimate, Users};
 use crate::metric_rows::{self, Row};
@@ -83,7 +83,7 @@ impl Default for ScoreRanking {
 
 impl Operator for ScoreRanking {
     const NAME: &'static str = "score_ranking";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[
         Input::required(RANKED, "ranked items"),
@@ -131,6 +131,11 @@ impl Operator for ScoreRanking {
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
         let targets = Targets::read(&inputs, self.slices)?;
+        if targets.rows.num_rows() == 0 {
+            let error = Error::data("no-users", "no user is evaluated: \"targets\" has no rows");
+            return Err(error
+                .hint("users with fewer than 3 items are not evaluated: lower \"k\" of the core, or give more data"));
+        }
         let lists = Lists::read(inputs.table(RANKED)?, &targets)?;
         context.check_cancelled()?;
         let mut rows = self.score_targets(context, &targets, &lists);
@@ -435,6 +440,17 @@ w        c       null  null    null  null  false           true
         assert_eq!(value(&out, ("illegal", Some(1), "all", "listed")), 0.0);
         assert!((value(&out, ("illegal", Some(2), "all", "listed")) - 1.0 / 6.0).abs() < 1e-12);
         assert!(value(&out, ("entropy", Some(2), "all", "listed")) > 0.0);
+    }
+
+    #[test]
+    fn nobody_is_not_scored() {
+        let ranked = text::parse(ROWS).unwrap();
+        let targets = text::parse(EVALUATION).unwrap();
+        for ranked in [ranked.clone(), ranked.slice(0, 0)] {
+            let inputs = [(RANKED, ranked), (TARGETS, targets.slice(0, 0))];
+            let error = harness::run(&ScoreRanking::default(), &inputs).unwrap_err();
+            assert_eq!(error.code, "no-users", "{error}");
+        }
     }
 
     #[test]

@@ -24,8 +24,9 @@ use sluice_sql::{Limits, Statement, stage};
 /// # Deviates
 /// A query here is a function of its inputs. Refused are: what depends on the clock or on chance (`now()`, `random()`),
 /// `LIMIT` without `ORDER BY`, `DISTINCT ON`, `row_number()`, `lag()` and their like over rows in no order, `array_agg`,
-/// `string_agg`, `first_value` and their like without `ORDER BY`, and any table that is no input. Where an order leaves
-/// ties, the other columns break them; with `RANGE` frames equal rows stay equal.
+/// `string_agg`, `first_value` and their like without `ORDER BY`, `any_value`, `version()`, and any table that is no input;
+/// and what the dialect reads and would ignore, such as `TABLESAMPLE` or `WITH ROLLUP`. Where an order leaves ties, the
+/// other columns break them; with `RANGE` frames equal rows stay equal.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sql {
@@ -113,7 +114,7 @@ pub(crate) fn tables(binding: &Binding) -> Option<Vec<(String, SchemaRef)>> {
 
 impl Operator for Sql {
     const NAME: &'static str = "sql";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[Input::required(ANY, "a table; its name is that in the query")];
 
     fn bind(&self, binding: &Binding) -> Bound {

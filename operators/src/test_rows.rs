@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::graph::ANY;
@@ -115,15 +115,30 @@ pub enum Scalar {
     Number(f64),
     /// A text, or a time as a text.
     Text(String),
+    /// No value, which no test can mean.
+    #[schemars(skip)]
+    Null,
 }
 
 impl Scalar {
+    /// As SQL has it.
     fn sql(&self) -> String {
         match self {
             Scalar::Bool(value) => value.to_string(),
             Scalar::Integer(value) => value.to_string(),
             Scalar::Number(value) => format!("{value:?}"),
             Scalar::Text(value) => format!("'{}'", value.replace('\'', "''")),
+            Scalar::Null => "NULL".to_string(),
+        }
+    }
+
+    /// The same beside a column of this type: a number is rounded as those in the column are.
+    fn sql_as(&self, kind: Option<&DataType>) -> String {
+        match (self, kind) {
+            (Scalar::Number(_), Some(narrow @ (DataType::Float16 | DataType::Float32))) => {
+                format!("arrow_cast({}, '{narrow}')", self.sql())
+            }
+            _ => self.sql(),
         }
     }
 
@@ -133,6 +148,7 @@ impl Scalar {
             Scalar::Bool(_) => *kind == DataType::Boolean,
             Scalar::Integer(_) | Scalar::Number(_) => kind.is_numeric(),
             Scalar::Text(_) => kind.is_string() || kind.is_temporal(),
+            Scalar::Null => true,
         }
     }
 }
@@ -165,11 +181,12 @@ impl TestRows {
             .collect()
     }
 
-    /// The query for what is wrong.
-    fn query(&self) -> Query {
+    /// The query for what is wrong with rows of this schema.
+    fn query(&self, rows: &Schema) -> Query {
         if let Some(query) = &self.sql {
             return query.clone();
         }
+        let kind = |column: &str| rows.field_with_name(column).ok().map(|field| field.data_type());
         let mut text = String::new();
         if let Some(columns) = &self.not_null {
             let null = joined(columns, |column| format!("{column} IS NULL"), " OR ");
@@ -188,18 +205,18 @@ impl TestRows {
             );
         }
         if let Some(range) = &self.range {
-            let column = quoted(&range.column);
+            let (column, kind) = (quoted(&range.column), kind(&range.column));
             let mut wrong = Vec::new();
-            wrong.extend(range.min.iter().map(|min| format!("{column} < {}", min.sql())));
-            wrong.extend(range.max.iter().map(|max| format!("{column} > {}", max.sql())));
+            wrong.extend(range.min.iter().map(|min| format!("{column} < {}", min.sql_as(kind))));
+            wrong.extend(range.max.iter().map(|max| format!("{column} > {}", max.sql_as(kind))));
             if !matches!(range.min.as_ref().or(range.max.as_ref()), Some(Scalar::Text(_))) {
                 wrong.push(format!("isnan({column})"));
             }
             text = format!("SELECT * FROM \"rows\" WHERE {}", wrong.join(" OR "));
         }
         if let Some(accepted) = &self.accepted {
-            let values: Vec<String> = accepted.values.iter().map(Scalar::sql).collect();
-            let column = quoted(&accepted.column);
+            let (column, kind) = (quoted(&accepted.column), kind(&accepted.column));
+            let values: Vec<String> = accepted.values.iter().map(|value| value.sql_as(kind)).collect();
             text = format!("SELECT * FROM \"rows\" WHERE {column} NOT IN ({})", values.join(", "));
         }
         if let Some(count) = &self.row_count {
@@ -273,6 +290,10 @@ impl TestRows {
             if values.is_empty() {
                 wrong.push(("accepted", "\"accepted\" names no value".into()));
             }
+            if accepted.values.contains(&Scalar::Null) {
+                let message = "\"values\" holds null: nulls pass this test; not_null finds them";
+                wrong.push(("accepted", message.into()));
+            }
             if let Some(kind) = column("accepted", ROWS, &accepted.column) {
                 wrong.extend(misfit(&accepted.column, &kind, &values).map(|message| ("accepted", message)));
             }
@@ -332,7 +353,7 @@ impl ForeignKey {
 
 impl Operator for TestRows {
     const NAME: &'static str = "test_rows";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const INPUTS: &'static [Input] = &[
         Input::required(ROWS, "the table that is tested"),
         Input::optional(PARENT, "the table that `foreign_key` refers to"),
@@ -349,8 +370,8 @@ impl Operator for TestRows {
             }
             [kind] => {
                 let fine = self.ports(binding) & self.check(binding);
-                if let (true, Some(inputs)) = (fine, tables(binding)) {
-                    match self.query().bind(&inputs) {
+                if let (true, Some(inputs), Some(rows)) = (fine, tables(binding), binding.schema(ROWS)) {
+                    match self.query(rows).bind(&inputs) {
                         Ok(schema) => shape = Shape::Table(schema),
                         Err(error) => binding.problem(kind, error),
                     }
@@ -366,7 +387,9 @@ impl Operator for TestRows {
     }
 
     fn run(&self, context: &Context, inputs: Tables) -> Result<Tables> {
-        Ok(Tables::new().with(OUT, self.query().run(context, &inputs)?))
+        let schema = inputs.table(ROWS)?.schema()?;
+        let query = self.query(&schema);
+        Ok(Tables::new().with(OUT, query.run(context, &inputs)?))
     }
 
     fn conclude(&self, _: &Context, _: &BTreeMap<String, u64>, outputs: &Tables) -> Result<Notes> {
@@ -388,13 +411,17 @@ mod tests {
         null | i3 | 6 | c\n u1 | i1 | NaN | null";
 
     fn failing(config: serde_json::Value, more: &[(&str, &str)]) -> Result<String> {
+        failing_of(TABLE, config, more)
+    }
+
+    fn failing_of(rows: &str, config: serde_json::Value, more: &[(&str, &str)]) -> Result<String> {
         let folder = tempfile::tempdir().unwrap();
         let harness = Harness {
             attempt: folder.path().to_path_buf(),
             ..Harness::default()
         };
         let test: TestRows = serde_json::from_value(config).unwrap();
-        let mut tables = vec![("rows", Table::new(parse(TABLE).unwrap()))];
+        let mut tables = vec![("rows", Table::new(parse(rows).unwrap()))];
         tables.extend(
             more.iter()
                 .map(|(name, text)| (*name, Table::new(parse(text).unwrap()))),
@@ -461,6 +488,26 @@ mod tests {
         }
     }
 
+    /// 0.1 is another number in single precision.
+    #[test]
+    fn values_are_rounded_as_those_of_the_column() {
+        let rows = "score:f32\n 0.1\n 0.7";
+        for (config, wanted) in [
+            (
+                json!({"accepted": {"column": "score", "values": [0.1, 0.7]}}),
+                "score\n",
+            ),
+            (
+                json!({"accepted": {"column": "score", "values": [0.1]}}),
+                "score\n0.7\n",
+            ),
+            (json!({"range": {"column": "score", "min": 0.1, "max": 0.7}}), "score\n"),
+            (json!({"range": {"column": "score", "min": 0.2}}), "score\n0.1\n"),
+        ] {
+            assert_eq!(failing_of(rows, config.clone(), &[]).unwrap(), wanted, "{config}");
+        }
+    }
+
     #[test]
     fn what_no_test_can_mean_is_refused() {
         let cases = [
@@ -472,10 +519,21 @@ mod tests {
             (json!({"range": {"column": "rating"}}), "wants \"min\""),
             (json!({"range": {"column": "rating", "min": "a"}}), "is Float64"),
             (json!({"accepted": {"column": "kind", "values": [1]}}), "is Utf8"),
+            (
+                json!({"accepted": {"column": "kind", "values": ["a", null]}}),
+                "not_null finds them",
+            ),
             (json!({"row_count": {}}), "wants \"min\""),
             (json!({"foreign_key": {"column": "item"}}), "parent: STAGE"),
             (json!({"sql": "SELECT nothing FROM rows"}), "nothing"),
             (json!({"sql": "SELECT * FROM rows LIMIT 1"}), "ORDER BY"),
+            (json!({"sql": "SELECT any_value(item) AS item FROM rows"}), "any row"),
+            (
+                json!({"sql": "SELECT any_value(item ORDER BY kind) AS item FROM rows"}),
+                "any row",
+            ),
+            (json!({"sql": "SELECT version() AS version"}), "the software"),
+            (json!({"sql": "SELECT * FROM rows PREWHERE user = 'u1'"}), "PREWHERE"),
         ];
         for (config, wanted) in cases {
             let error = failing(config.clone(), &[]).expect_err(&config.to_string());

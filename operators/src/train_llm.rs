@@ -1,16 +1,18 @@
 //! Trains a language model to write the title of the next item: adapters on a checkpoint, or a model of one's own.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, Operator};
 use sluice_engine::process::machine_memory;
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
+use sluice_gpu::error::Error as GpuError;
 use sluice_gpu::frozen::Frozen;
 use sluice_gpu::llm::added::Added;
 use sluice_gpu::llm::lora::Lora as GpuLora;
@@ -55,7 +57,8 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// `model`: a folder. With `lora` an adapter as `peft` has it, `adapter_config.json` and `adapter_model.safetensors`;
 /// without, a checkpoint as `transformers` has it, `config.json` and `model.safetensors`. `curve`: `step, epoch,
 /// train_loss, valid_loss, valid_title_loss, learning_rate`, a row per evaluation: losses of a token and of a whole
-/// title, in nats. The notes say how much memory was estimated, and count parameters by part.
+/// title, in nats. The notes say how much memory was estimated, and count parameters by part, and valid prompts that were
+/// left out as their target has no title.
 ///
 /// # Source
 /// "LLM-as-RS" of the scaling study (arXiv 2509.25522): a frozen language model with LoRA (Hu et al. 2021, arXiv
@@ -74,10 +77,11 @@ pub struct TrainLlm {
     pub model: Option<String>,
     /// In place of `model`: a model of this shape, from scratch.
     pub shape: Option<ModelShape>,
-    /// Train adapters and leave the model as it is; null trains all weights.
+    /// Train adapters and leave the model as it is, `model` or `base`; null trains all weights.
     pub lora: Option<Lora>,
     /// Tokens that the model does not have, such as those of semantic ids, get rows of their own in its embeddings and its
-    /// output map, which are trained beside adapters.
+    /// output map, which are trained beside adapters. Those that it has already, as the base was trained with them, are
+    /// words like others.
     pub new_tokens: bool,
     /// Highest learning rate.
     pub learning_rate: f64,
@@ -157,13 +161,26 @@ pub struct Lora {
 }
 
 /// The rank of adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Rank {
     /// About 1 % of the parameters.
     Auto(Auto),
     /// This one.
     Of(u32),
+}
+
+impl<'de> Deserialize<'de> for Rank {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        match value.as_u64().and_then(|rank| u32::try_from(rank).ok()) {
+            Some(rank) => Ok(Rank::Of(rank)),
+            None if value == "auto" => Ok(Rank::Auto(Auto::Auto)),
+            None => Err(serde::de::Error::custom(format!(
+                "\"rank\" is {value}: a whole number, or auto"
+            ))),
+        }
+    }
 }
 
 /// The word for a number that is worked out.
@@ -233,7 +250,7 @@ impl Default for Lora {
 
 impl Operator for TrainLlm {
     const NAME: &'static str = "train_llm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SEEDED: bool = true;
     const INPUTS: &'static [Input] = &[
         Input::required(PROMPTS, "train prompts: tokens, loss_from (tokenize_prompts)"),
@@ -258,6 +275,7 @@ impl Operator for TrainLlm {
     }
 
     fn bind(&self, binding: &Binding) -> Bound {
+        models::check_device(binding, &self.device);
         require_tokens(
             binding,
             PROMPTS,
@@ -313,6 +331,11 @@ impl Operator for TrainLlm {
         {
             binding.problem("lora", explain(error));
         }
+        if self.lora.is_some() && self.shape.is_some() {
+            let message = "adapters need a model that is kept: a model from scratch is drawn and thrown away";
+            let hint = "train the shape without lora in a stage of its own and connect it as input \"base\"";
+            binding.problem("lora", Error::user("bad-value", message).hint(hint));
+        }
         if let Err(error) = self.options(0).validate() {
             config_problem(binding, error);
         }
@@ -330,7 +353,7 @@ impl Operator for TrainLlm {
                 .hint("users with fewer than 4 interactions give no prompt after leave-one-out"));
         }
         let valid = match inputs.has(VALID) {
-            true => answered_prompts(inputs.table(VALID)?, inputs.table(TITLES)?)?,
+            true => valid_prompts(context, &inputs)?,
             false => Prompts::default(),
         };
         let validation = (!valid.is_empty()).then_some(Validation {
@@ -338,12 +361,14 @@ impl Operator for TrainLlm {
             users: self.valid_users.map(|users| users as usize),
         });
         let config = self.start(context, &inputs)?;
+        self.check_lengths(&config.config, [&samples, &valid])?;
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
-        check_memory(
-            context,
-            &estimate(&config, &options, &samples),
-            self.activation_checkpointing,
-        )?;
+        let needed = estimate(&config, &options, &samples);
+        let needed = match validation {
+            Some(validation) => needed.with_evaluations(&config, validation),
+            None => needed,
+        };
+        check_memory(context, &needed, self.activation_checkpointing)?;
         let mut watch = Watch::of_loss(context, "valid loss");
         let trained = train_model::<Tuned>(
             &config,
@@ -354,7 +379,7 @@ impl Operator for TrainLlm {
             checkpoint(context),
             &mut |event| watch.hear(event),
         )
-        .map_err(explain)?;
+        .map_err(diverged)?;
         let steps = trained.curve.last().map_or(0, |point| point.step);
         context.note(
             "training_flops",
@@ -380,7 +405,8 @@ impl Operator for TrainLlm {
         match config.lora() {
             Some(lora) => {
                 let base = self.model.as_deref().unwrap_or_default();
-                lora.save(trained.model.weights(), base, &folder).map_err(explain)?;
+                let (weights, digest) = (trained.model.weights(), config.base_digest());
+                lora.save(weights, base, digest, &folder).map_err(explain)?;
             }
             None => trained
                 .model
@@ -447,14 +473,17 @@ impl TrainLlm {
         };
         let vocabulary = config.vocabulary();
         let first_new = titles.map(first_new_token).transpose()?.flatten();
-        if let (Some(first), Base::Given(..)) = (first_new, &base)
-            && first != vocabulary
-        {
-            let message = format!("new tokens begin at {first}, the model's vocabulary ends at {vocabulary}");
-            let hint = format!("set \"vocabulary\" of tokenize_prompts to {vocabulary}");
-            return Err(Error::user("different-vocabulary", message).hint(hint));
+        if let (Some(first), Base::Given(..)) = (first_new, &base) {
+            self.check_new_tokens(first..end, vocabulary)?;
         }
         let words = end.saturating_sub(vocabulary);
+        if let Some((first, _)) = &soft
+            && *first != vocabulary + words
+        {
+            let message = format!("soft tokens begin at {first}, the model's vocabulary ends at {vocabulary}");
+            let hint = "leave shape.vocabulary out, or set \"vocabulary\" of tokenize_prompts to the same number";
+            return Err(Error::user("different-vocabulary", message).hint(hint));
+        }
         if words > 0 && !self.new_tokens {
             let message = format!(
                 "prompts have tokens up to {}, the model's vocabulary has {vocabulary}",
@@ -474,6 +503,47 @@ impl TrainLlm {
             added,
             recompute: self.activation_checkpointing,
         })
+    }
+
+    /// New words are all behind the model's vocabulary, or it ends with them: then they are words of its own.
+    fn check_new_tokens(&self, words: Range<usize>, vocabulary: usize) -> Result<()> {
+        let Range { start, end } = words;
+        if start == vocabulary || (start < end && end == vocabulary) {
+            return Ok(());
+        }
+        let message = format!("new tokens begin at {start}, the model's vocabulary ends at {vocabulary}");
+        let error = Error::user("different-vocabulary", message);
+        let hint = format!("set \"vocabulary\" of tokenize_prompts to {vocabulary}");
+        if self.model.is_some() || vocabulary <= start || end <= vocabulary {
+            return Err(error.hint(hint));
+        }
+        // The vocabulary of a checkpoint may be larger than its tokenizer's. Another stage may have trained on such words.
+        let (own, new) = (vocabulary - 1, end - 1);
+        let hint = format!("connect \"titles\" where the base is trained; if it has no new words at all, {hint}");
+        Err(error
+            .detail(format!(
+                "tokens up to {own} are in the model, those up to {new} are not"
+            ))
+            .hint(hint))
+    }
+
+    /// Checks that the model has room for every prompt with its title, of which the last token is not read.
+    fn check_lengths(&self, config: &LlmConfig, prompts: [&Prompts; 2]) -> Result<()> {
+        let positions = config.max_positions();
+        let room = positions.saturating_add(1);
+        let lengths = prompts
+            .into_iter()
+            .flat_map(|prompts| (0..prompts.len()).map(move |i| prompts.tokens(i).len()));
+        let longest = lengths.max().unwrap_or(0);
+        if longest <= room {
+            return Ok(());
+        }
+        let message = format!("a prompt has {longest} tokens with its title, the model has {positions} positions");
+        let hint = format!("set \"max_tokens\" of tokenize_prompts to at most {room}");
+        Err(Error::data("prompt-too-long", message).hint(match &self.shape {
+            Some(_) => format!("{hint}, or raise shape.max_tokens"),
+            None => hint,
+        }))
     }
 
     fn options(&self, seed: u64) -> TrainOptions {
@@ -532,6 +602,34 @@ impl Lora {
             dropout: self.dropout as f32,
             target_modules,
         }
+    }
+}
+
+/// Valid prompts with the titles of their targets.
+fn valid_prompts(context: &Context, inputs: &Tables) -> Result<Prompts> {
+    let table = inputs.table(VALID)?;
+    let valid = answered_prompts(table, inputs.table(TITLES)?)?;
+    if valid.is_empty() {
+        let message = "no valid prompt has a target with a title, so nothing says when to stop";
+        let hint = "leave \"valid\" out, or look at \"untitled\" of tokenize_prompts";
+        return Err(Error::data("no-samples", message).hint(hint));
+    }
+    let left_out = table.rows()?.saturating_sub(valid.len() as u64);
+    if left_out > 0 {
+        context.note("valid_left_out", left_out);
+    }
+    Ok(valid)
+}
+
+/// What stopped a training. Before the first update no learning rate is to blame.
+fn diverged(error: GpuError) -> Error {
+    match error {
+        GpuError::NotFinite { step: 1, loss } => {
+            let message = format!("the loss is {loss} at step 1, before any update");
+            let detail = "the weights it starts from, or the vectors, hold numbers that are not finite or too large";
+            Error::data("diverged", message).detail(detail)
+        }
+        error => explain(error),
     }
 }
 

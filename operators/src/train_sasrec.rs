@@ -23,6 +23,7 @@ use crate::schema::{self, ITEM_ID, TARGET};
 use crate::sequences;
 use crate::training::{
     Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, note_best,
+    note_no_valid_users,
 };
 
 const TRAIN: &str = "train";
@@ -95,7 +96,7 @@ pub struct TrainSasrec {
     pub max_epochs: Option<u32>,
     /// Steps between evaluations on valid.
     pub eval_every: u32,
-    /// Stop after so many evaluations without a better one.
+    /// Stop after so many evaluations without a better one; 0 trains to the end.
     pub patience: u32,
     /// What is better: over the whole catalogue, expected value under ties.
     pub select: Select,
@@ -195,6 +196,7 @@ impl Operator for TrainSasrec {
         if let Err(error) = self.options(0).validate() {
             config_problem(binding, error);
         }
+        models::check_device(binding, &self.device);
         check_precision(binding, self.precision, &self.device);
         Bound::whole()
             .output(MODEL, Shape::Folder("sasrec".into()))
@@ -230,6 +232,9 @@ impl Operator for TrainSasrec {
                 Select::Recall5 => GpuSelect::Recall5,
             },
         });
+        if validation.is_none() {
+            note_no_valid_users(context, self.patience)?;
+        }
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
         let mut watch = Watch::new(
             context,

@@ -21,6 +21,7 @@ use crate::quantizers::require_embeddings;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
 use crate::training::{
     Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, note_best,
+    note_no_valid_users,
 };
 
 const SEQUENCES: &str = "sequences";
@@ -102,7 +103,7 @@ pub struct TrainTiger {
     pub max_epochs: Option<u32>,
     /// Steps between evaluations on valid.
     pub eval_every: u32,
-    /// Stop after so many evaluations without a better Recall@5.
+    /// Stop after so many evaluations without a better Recall@5; 0 trains to the end.
     pub patience: u32,
     /// Evaluate on this many valid users, drawn once; null for all.
     pub valid_users: Option<u32>,
@@ -243,6 +244,7 @@ impl Operator for TrainTiger {
         if let Err(error) = self.options(0).validate() {
             config_problem(binding, error);
         }
+        models::check_device(binding, &self.device);
         check_precision(binding, self.precision, &self.device);
         if self.beam_width < 5 {
             binding.bad_value("beam_width", "valid Recall@5 wants a beam of 5 or more");
@@ -291,6 +293,9 @@ impl Operator for TrainTiger {
             beam_width: self.beam_width as usize,
         };
         let validation = (!valid.is_empty()).then_some(validation);
+        if validation.is_none() {
+            note_no_valid_users(context, self.patience)?;
+        }
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
         let device = models::device(context, &self.device)?;
         let mut watch = Watch::new(context, "valid recall@5");

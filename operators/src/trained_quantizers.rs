@@ -16,6 +16,7 @@ use sluice_gpu::rqvae::{self, Evaluation, RqVaeConfig, RqVaeError, TrainOptions,
 use crate::models;
 use crate::quantizers::{self, CODEBOOKS, INPUT, Levels};
 use crate::schema;
+use crate::training::config_problem;
 
 /// Evaluations of the training.
 pub(crate) const CURVE: &str = "curve";
@@ -98,17 +99,11 @@ impl Codebooks {
 pub(crate) fn bind(binding: &Binding, levels: Levels, config: &RqVaeConfig, options: &TrainOptions) -> Bound {
     for checked in [config.validate(), options.validate()] {
         if let Err(error) = checked {
-            let field = match &error {
-                sluice_gpu::error::Error::InvalidConfig { field, .. } if field == "lr" => "learning_rate".to_string(),
-                sluice_gpu::error::Error::InvalidConfig { field, .. } if field == "sinkhorn" => {
-                    "sinkhorn_epsilon".to_string()
-                }
-                sluice_gpu::error::Error::InvalidConfig { field, .. } => field.clone(),
-                _ => String::new(),
-            };
-            // bad numbers of levels are told with the field of this house
-            if field != "codebook_sizes" {
-                binding.problem(&field, models::explain(error));
+            // Bad numbers of levels are told with the field of this house.
+            let of_levels =
+                matches!(&error, sluice_gpu::error::Error::InvalidConfig { field, .. } if field == "codebook_sizes");
+            if !of_levels {
+                config_problem(binding, error);
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Context, Notes};
 use sluice_engine::table::Table;
 use sluice_engine::{Error, Result};
+use sluice_gpu::error::Error as GpuError;
 use sluice_gpu::train::{Checkpoint, CurvePoint, TrainEvent};
 
 use crate::models::{self, explain};
@@ -66,13 +67,30 @@ pub fn check_precision(binding: &Binding, precision: Precision, device: &str) {
 }
 
 /// Puts a complaint of the model or the training under the name that the field has in the pipeline.
-pub fn config_problem(binding: &Binding, error: sluice_gpu::error::Error) {
-    let field = match &error {
-        sluice_gpu::error::Error::InvalidConfig { field, .. } if field == "lr" => "learning_rate".to_string(),
-        sluice_gpu::error::Error::InvalidConfig { field, .. } => field.clone(),
-        _ => String::new(),
+pub fn config_problem(binding: &Binding, error: GpuError) {
+    let (field, error) = match error {
+        GpuError::InvalidConfig { field, reason } => {
+            let field = match field.as_str() {
+                "lr" => "learning_rate".to_string(),
+                "sinkhorn" => "sinkhorn_epsilon".to_string(),
+                _ => field,
+            };
+            (field.clone(), GpuError::InvalidConfig { field, reason })
+        }
+        other => (String::new(), other),
     };
     binding.problem(&field, explain(error));
+}
+
+/// Notes that there is no valid user: a training that wants to stop by them is refused.
+pub fn note_no_valid_users(context: &Context, patience: u32) -> Result<()> {
+    if patience > 0 {
+        let message = format!("there is no valid user, and a patience of {patience} wants some to stop by");
+        let hint = "look at what the split left, or set patience: 0 to train to the end";
+        return Err(Error::data("no-valid-users", message).hint(hint));
+    }
+    context.note("valid_users", 0u64);
+    Ok(())
 }
 
 /// Where the state of this stage's training is kept.

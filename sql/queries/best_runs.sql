@@ -1,6 +1,8 @@
 -- The best systems of every dataset (the files that interactions were ingested from), with their intervals.
 -- $metric: recall, ndcg, mrr, map, hit_rate or precision
 -- $k: the cut-off
+-- empty: no run has "$metric" at $k, over all users and with ties as expected
+-- try: sluice sql "SELECT DISTINCT metric, k FROM outputs('score_ranking')" names what is there
 WITH
 datasets AS (
   SELECT s.run, string_agg(DISTINCT l.file, ', ' ORDER BY l.file) AS dataset

@@ -1,6 +1,8 @@
 -- Why two runs differ: stages whose keys are not the same, the roots of it first (those that read the same and are another).
 -- $old: the one run
 -- $new: the other run
+-- empty: no difference between "$old" and "$new", or no run of that full name
+-- try: sluice sql "SELECT run, pipeline, state FROM sys.runs ORDER BY run DESC LIMIT 10" names the newest runs
 WITH
 pairs AS (
   SELECT coalesce(n.stage, o.stage) AS stage, o.key AS old_key, n.key AS new_key

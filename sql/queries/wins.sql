@@ -2,6 +2,8 @@
 -- $a: a stage of score_ranking
 -- $b: another one
 -- $k: the cut-off
+-- empty: no user whom one of "$a" and "$b" hits at $k and the other does not, or no stage of that name
+-- try: sluice sql "SELECT DISTINCT stage FROM outputs('score_ranking', 'per_user') WHERE here" names the stages
 WITH ranks AS (
   SELECT stage, user_id, target, rank, rank <= CAST($k AS BIGINT) AS hit FROM outputs('score_ranking', 'per_user') WHERE here
 )

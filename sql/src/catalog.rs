@@ -19,7 +19,7 @@ use datafusion::catalog::{
 };
 use datafusion::common::DataFusionError;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::history;
+use sluice_engine::history::{self, RunState, StageSummary};
 use sluice_engine::operator::Registry;
 use sluice_engine::store::Store;
 use sluice_engine::table::schema_of_part;
@@ -126,7 +126,8 @@ impl View {
         };
         match found.instances.is_empty() {
             // Nothing is published: what is finished so far.
-            true => live::table(self.store(), &scope, stage, port),
+            true if scope.is_under_way(stage) => live::table(self.store(), &scope, stage, port),
+            true => Ok(None),
             false => artifact(self.store(), &found).map(Some),
         }
     }
@@ -137,11 +138,10 @@ impl View {
             .message
             .strip_prefix("table '")
             .and_then(|rest| rest.strip_suffix("' not found"));
-        let parts: Vec<&str> = name.map(|name| name.splitn(3, '.').collect()).unwrap_or_default();
-        let [catalog, schema, table] = parts.as_slice() else {
+        let Some([catalog, schema, table]) = name.and_then(taken_apart) else {
             return error;
         };
-        let mut better = match *schema {
+        let mut better = match schema {
             SYS => {
                 let names = system::names();
                 let mut better = Error::user("unknown-table", format!("there is no table sys.{table}"));
@@ -151,35 +151,97 @@ impl View {
             STAGES => self.unknown(catalog, table),
             // A stage that is there has no such port; else the stage is what is wrong.
             stage => match self.scope(catalog).and_then(|scope| Some((scope.find(stage)?, scope))) {
-                Some((_, scope)) => {
+                Some((_, scope)) if scope.undone(stage).is_none() => {
                     let ports = scope.ports(self.store(), stage);
                     let mut better =
                         Error::user("unknown-port", format!("stage \"{stage}\" has no output \"{table}\""));
                     better.hint = did_you_mean(table, ports.iter().map(String::as_str));
                     better.detail(format!("it has: {}", ports.join(", ")))
                 }
-                None => self.unknown(catalog, stage),
+                // `run.stage`, `pipeline.stage`
+                None if catalog == STORE && self.scope(stage).is_some() => self.unknown(stage, table),
+                None => self.several(stage).unwrap_or_else(|| self.unknown(catalog, stage)),
+                Some(_) => self.unknown(catalog, stage),
             },
         };
         better.place = error.place;
         better
     }
 
+    /// An error for the beginning of several runs' names.
+    fn several(&self, name: &str) -> Option<Error> {
+        let runs = self.store().runs();
+        let alike = runs.iter().filter(|run| run.starts_with(name)).count();
+        history::find(self.store(), name).err().filter(|_| alike > 1)
+    }
+
     /// An error for a name that means nothing, with names like it.
     pub(crate) fn unknown(&self, scope: &str, stage: &str) -> Error {
         let Some(known) = self.scope(scope) else {
+            if scope != STORE
+                && let Err(error) = history::find(self.store(), scope)
+            {
+                return error;
+            }
             let error = Error::user("unknown-table", format!("no table \"{stage}\": the store has no run"));
             return error.hint("\"sluice run PIPELINE\" makes one; the tables of sys are there");
         };
+        // What the run has of it: the stage of a port, the other instances.
+        let stage = match stage.rsplit_once('.') {
+            Some((whole, _)) if known.find(stage).is_none() && known.find(whole).is_some() => whole,
+            _ => stage,
+        };
+        if let Some(told) = known.undone(stage) {
+            return self.undone(&known, stage, told);
+        }
+        let run = &known.run;
+        let base = stage.split_once('[').map(|(base, _)| base);
+        if let Some((base, instances)) = base.and_then(|base| Some((base, known.find(base)?))) {
+            let names: Vec<&str> = instances.iter().map(|instance| instance.name.as_str()).collect();
+            let message = format!("stage \"{base}\" of run {} has no instance \"{stage}\"", run.run);
+            let mut error = Error::user("unknown-table", message).detail(format!("it has: {}", names.join(", ")));
+            error.hint = did_you_mean(stage, names);
+            return error;
+        }
         let names: Vec<&str> = known.stages().collect();
-        let message = format!(
-            "run {} of \"{}\" has no stage \"{stage}\"",
-            known.run.run, known.run.pipeline
-        );
+        let message = format!("run {} of \"{}\" has no stage \"{stage}\"", run.run, run.pipeline);
         let mut error = Error::user("unknown-table", message).detail(format!("it has: {}", names.join(", ")));
         error.hint = did_you_mean(stage, names);
         error
     }
+
+    /// An error for a stage of which a run left nothing, with the run that last did.
+    fn undone(&self, known: &Scope, stage: &str, told: &StageSummary) -> Error {
+        let run = &known.run.run;
+        let message = match (told.outcome, known.run.state_now()) {
+            ("failed", _) => format!("stage \"{stage}\" failed in run {run}"),
+            (_, RunState::Running) => format!("stage \"{stage}\" is not done yet in run {run}"),
+            (_, RunState::Failed) => format!("stage \"{stage}\" was not done when run {run} failed"),
+            (_, state) => format!("stage \"{stage}\" was not done when run {run} was {}", state.name()),
+        };
+        let mut error = match &told.error {
+            Some(reason) => Error::user("unknown-table", format!("{message}: {reason}")),
+            None => Error::user("unknown-table", message),
+        };
+        let instances = known.find(stage).unwrap_or_default();
+        let older = history::runs(self.store())
+            .skip_while(|other| other.run != *run)
+            .skip(1)
+            .filter(|other| other.pipeline == known.run.pipeline)
+            .find(|other| instances.iter().any(|one| other.keys.contains_key(&one.name)));
+        error.hint = older.map(|older| format!("run('{}', '{stage}') has an older one", older.run));
+        error
+    }
+}
+
+/// `catalog.schema.name` taken apart. In brackets, as instances have them, a dot is one of a name.
+fn taken_apart(name: &str) -> Option<[&str; 3]> {
+    let mut depth = 0;
+    let mut parts = name.splitn(3, |letter: char| {
+        depth += i32::from(letter == '[') - i32::from(letter == ']');
+        letter == '.' && depth == 0
+    });
+    Some([parts.next()?, parts.next()?, parts.next()?])
 }
 
 /// The artifacts of a port as one table.

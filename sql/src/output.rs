@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::csv::WriterBuilder;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::FileWriter;
-use arrow::json::writer::{ArrayWriter, LineDelimitedWriter};
+use arrow::json::WriterBuilder as JsonBuilder;
+use arrow::json::writer::{EncoderOptions, JsonArray, LineDelimited, make_encoder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
@@ -23,9 +24,9 @@ pub enum Format {
     Table,
     /// Comma-separated values with a header; lists as JSON.
     Csv,
-    /// One JSON array of objects.
+    /// One JSON array of objects; null is written.
     Json,
-    /// A JSON object a line.
+    /// A JSON object a line; null is written.
     Ndjson,
     /// A Parquet file.
     Parquet,
@@ -41,6 +42,16 @@ impl Format {
     /// Whether it is bytes that no terminal should see.
     pub fn is_binary(self) -> bool {
         matches!(self, Format::Parquet | Format::Arrow)
+    }
+
+    /// Whether the rows of one statement are all that a file of it holds.
+    pub fn is_whole(self) -> bool {
+        self.is_binary() || self == Format::Json
+    }
+
+    /// Whether columns are told apart by their names alone.
+    fn is_named(self) -> bool {
+        self.is_whole() || self == Format::Ndjson
     }
 
     /// The format that the ending of a file name tells.
@@ -86,6 +97,9 @@ pub fn write(
     show: Show,
     out: &mut dyn Write,
 ) -> Result<u64> {
+    if format.is_named() {
+        names_differ(schema)?;
+    }
     if !format.is_binary() {
         return written(schema, rows, format, show, out);
     }
@@ -112,6 +126,16 @@ pub fn write(
     written(&plain, rows.map(|batch| batch.and_then(to_plain)), format, show, out)
 }
 
+/// Readers of most formats take one of two columns of a name, or neither.
+fn names_differ(schema: &Schema) -> Result<()> {
+    let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
+    let twice = (1..names.len()).find(|at| names[..*at].contains(&names[*at]));
+    twice.map_or(Ok(()), |at| {
+        let message = format!("two columns are called \"{}\"", names[at]);
+        Err(Error::user("duplicate-column", message).hint("give one a name: EXPRESSION AS name"))
+    })
+}
+
 fn written(
     schema: &SchemaRef,
     rows: impl Iterator<Item = Result<RecordBatch>>,
@@ -123,14 +147,16 @@ fn written(
         Format::Table | Format::Markdown | Format::Latex => text(schema, rows, format, show, out),
         Format::Csv => csv(schema, rows, out),
         Format::Json => {
-            let mut writer = ArrayWriter::new(out);
+            let builder = JsonBuilder::new().with_explicit_nulls(true);
+            let mut writer = builder.build::<_, JsonArray>(out);
             let count = each(rows, |batch| Ok(writer.write(batch)?))?;
             writer.finish()?;
             writer.into_inner().write_all(b"\n").map_err(lost)?;
             Ok(count)
         }
         Format::Ndjson => {
-            let mut writer = LineDelimitedWriter::new(out);
+            let builder = JsonBuilder::new().with_explicit_nulls(true);
+            let mut writer = builder.build::<_, LineDelimited>(out);
             let count = each(rows, |batch| Ok(writer.write(batch)?))?;
             writer.finish()?;
             Ok(count)
@@ -201,10 +227,24 @@ fn flattened(column: &ArrayRef) -> Result<ArrayRef> {
     if !column.data_type().is_nested() {
         return Ok(column.clone());
     }
+    let field = Arc::new(Field::new("", column.data_type().clone(), true));
+    let options = EncoderOptions::default().with_explicit_nulls(true);
+    if let Ok(mut encoder) = make_encoder(&field, column.as_ref(), &options) {
+        let mut cell = |row: usize| {
+            let mut json = Vec::new();
+            encoder.encode(row, &mut json);
+            String::from_utf8_lossy(&json).into_owned()
+        };
+        let texts: StringArray = (0..column.len())
+            .map(|row| column.is_valid(row).then(|| cell(row)))
+            .collect();
+        return Ok(Arc::new(texts));
+    }
+    // Of what JSON does not have, such as maps of numbers.
     let options = FormatOptions::default();
     let formatter = ArrayFormatter::try_new(column, &options)?;
     let cell = |row: usize| column.is_valid(row).then(|| formatter.value(row).to_string());
-    let texts: arrow::array::StringArray = (0..column.len()).map(cell).collect();
+    let texts: StringArray = (0..column.len()).map(cell).collect();
     Ok(Arc::new(texts))
 }
 
@@ -402,7 +442,14 @@ fn latex(cells: &[Vec<String>], numeric: &[bool]) -> String {
     let mut text = format!("\\begin{{tabular}}{{{columns}}}\n\\toprule\n");
     for (number, row) in cells.iter().enumerate() {
         let row: Vec<String> = row.iter().map(|cell| escaped_latex(cell)).collect();
-        text.push_str(&format!("{} \\\\\n", row.join(" & ")));
+        let row = row.join(" & ");
+        // What ended the line before would take these for its own.
+        let apart = if row.trim_start().starts_with(['[', '*']) {
+            "{}"
+        } else {
+            ""
+        };
+        text.push_str(&format!("{apart}{row} \\\\\n"));
         if number == 0 {
             text.push_str("\\midrule\n");
         }
@@ -418,6 +465,11 @@ fn escaped_latex(cell: &str) -> String {
             '\\' => text.push_str("\\textbackslash{}"),
             '~' => text.push_str("\\textasciitilde{}"),
             '^' => text.push_str("\\textasciicircum{}"),
+            '<' => text.push_str("\\textless{}"),
+            '>' => text.push_str("\\textgreater{}"),
+            '|' => text.push_str("\\textbar{}"),
+            // \textquotedbl is no command in the encoding that LaTeX starts with.
+            '"' => text.push_str("\\char34{}"),
             '…' => text.push_str("\\dots{}"),
             other => text.push(other),
         }
@@ -440,6 +492,7 @@ fn lost(error: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arrow::array::{Int64Array, ListBuilder, StringBuilder};
     use sluice_engine::text::parse;
 
     fn written(format: Format, show: Show) -> String {
@@ -462,7 +515,7 @@ mod tests {
         );
         assert_eq!(
             written(Format::Csv, Show::ALL),
-            "item,n,share,codes\na&b,12,0.25,\"[1, 2]\"\n,7,,\"[3, 4]\"\n"
+            "item,n,share,codes\na&b,12,0.25,\"[1,2]\"\n,7,,\"[3,4]\"\n"
         );
         assert_eq!(
             written(Format::Markdown, Show::ALL),
@@ -472,10 +525,51 @@ mod tests {
         assert!(latex.contains("a\\&b & 12 & 0.25 & [1, 2] \\\\"), "{latex}");
         assert_eq!(
             written(Format::Ndjson, Show::ALL),
-            "{\"item\":\"a&b\",\"n\":12,\"share\":0.25,\"codes\":[1,2]}\n{\"n\":7,\"codes\":[3,4]}\n"
+            "{\"item\":\"a&b\",\"n\":12,\"share\":0.25,\"codes\":[1,2]}\n{\"item\":null,\"n\":7,\"share\":null,\"codes\":[3,4]}\n"
         );
         let one = written(Format::Table, Show { rows: 1, cell: 4 });
         assert!(one.contains("[1,…") && one.contains("… 1 more rows"), "{one}");
+    }
+
+    fn written_of(batch: RecordBatch, format: Format) -> Result<String> {
+        let mut out = Vec::new();
+        write(&batch.schema(), [Ok(batch)].into_iter(), format, Show::ALL, &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn lists_in_csv_are_json() {
+        let mut texts = ListBuilder::new(StringBuilder::new());
+        texts.append_value([Some("a, b"), Some("c\"d"), None, Some("")]);
+        texts.append_null();
+        let texts: ArrayRef = Arc::new(texts.finish());
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let batch = RecordBatch::try_from_iter([("texts", texts), ("n", numbers)]).unwrap();
+        assert_eq!(
+            written_of(batch, Format::Csv).unwrap(),
+            "texts,n\n\"[\"\"a, b\"\",\"\"c\\\"\"d\"\",null,\"\"\"\"]\",1\n,2\n"
+        );
+    }
+
+    #[test]
+    fn latex_takes_no_sign_for_its_own() {
+        let batch = parse("[a] | b\n [x] | <y>\n *z | \"").unwrap();
+        assert_eq!(
+            written_of(batch, Format::Latex).unwrap(),
+            "\\begin{tabular}{ll}\n\\toprule\n{}[a] & b \\\\\n\\midrule\n{}[x] & \\textless{}y\\textgreater{} \\\\\n\
+             {}*z & \\char34{} \\\\\n\\bottomrule\n\\end{tabular}\n"
+        );
+    }
+
+    #[test]
+    fn columns_of_one_name_go_where_names_do_not_matter() {
+        let column: ArrayRef = Arc::new(StringArray::from(vec!["r1"]));
+        let batch = RecordBatch::try_from_iter([("run", column.clone()), ("run", column)]).unwrap();
+        for format in [Format::Parquet, Format::Arrow, Format::Json, Format::Ndjson] {
+            let error = written_of(batch.clone(), format).expect_err("one name");
+            assert_eq!(error.message, "two columns are called \"run\"", "{format:?}");
+        }
+        assert_eq!(written_of(batch, Format::Csv).unwrap(), "run,run\nr1,r1\n");
     }
 
     #[test]

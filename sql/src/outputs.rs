@@ -66,19 +66,31 @@ fn table(view: &View, operator: &str, port: &str) -> Result<PartsTable> {
             format!("no stage of an operator \"{operator}\" is in the store"),
         );
         let known: BTreeSet<&str> = records.iter().map(|record| record.preimage.operator.as_str()).collect();
-        error.hint = did_you_mean(operator, known.iter().copied());
+        error.hint = match view.source.registry.get(operator) {
+            Some(_) if operator.starts_with("ingest_") => {
+                Some("this query wants a pipeline that ingests raw files".to_string())
+            }
+            Some(_) => Some(format!("this query wants a pipeline with a stage of \"{operator}\"")),
+            None => did_you_mean(operator, known.iter().copied()),
+        };
         return Err(error.detail(format!("there are: {}", Vec::from_iter(known).join(", "))));
+    }
+    // Of several operators some may have no such output.
+    let with_port = of_operator
+        .iter()
+        .filter_map(|record| Some((*record, record.outputs.get(port)?)));
+    let with_port: Vec<(&KeyRecord, &String)> = with_port.collect();
+    if with_port.is_empty() {
+        let names: BTreeSet<&String> = of_operator.iter().flat_map(|record| record.outputs.keys()).collect();
+        let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
+        let mut error = Error::user("unknown-port", format!("\"{operator}\" has no output \"{port}\""));
+        error.hint = did_you_mean(port, names.iter().copied());
+        return Err(error.detail(format!("it has: {}", names.join(", "))));
     }
     let scope = view.scope(STORE);
     let mut merged: Vec<FieldRef> = Vec::new();
     let mut parts = Vec::new();
-    for record in of_operator {
-        let Some(digest) = record.outputs.get(port) else {
-            let names: Vec<&str> = record.outputs.keys().map(String::as_str).collect();
-            let mut error = Error::user("unknown-port", format!("\"{operator}\" has no output \"{port}\""));
-            error.hint = did_you_mean(port, names.iter().copied());
-            return Err(error.detail(format!("it has: {}", names.join(", "))));
-        };
+    for (record, digest) in with_port {
         // An artifact may be gone while its key is still known.
         let Ok((manifest, paths)) = store.look(digest) else {
             continue;

@@ -1,7 +1,11 @@
 //! Parquet parts as a table: their files in order, with columns that are the same for every row of a file.
 
+mod footers;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use async_trait::async_trait;
@@ -19,6 +23,8 @@ use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
+use datafusion::object_store::ObjectMeta;
+use datafusion::object_store::path::Path;
 use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_plan::ExecutionPlan;
 use parquet::arrow::arrow_reader::RowSelection;
@@ -26,6 +32,7 @@ use parquet::basic::Encoding;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use crate::text_views::{self, ViewsAdapters};
+use footers::{Footers, without_float_bounds};
 
 /// Bytes from which on threads share a file.
 const SHARED: u64 = 1 << 20;
@@ -90,6 +97,19 @@ impl PartsTable {
                 .find(|chunk| chunk.column_path().parts() == [field.name().as_str()])
         });
         chunks.map(|chunk| chunk.is_some_and(is_apart)).collect()
+    }
+
+    /// What a footer tells of the columns. It has no bounds of floating columns, whose NaN is in none.
+    fn bounds(&self, footer: &ParquetMetaData) -> Result<Statistics, DataFusionError> {
+        let columns = self.schema.file_schema();
+        let mut known = DFParquetMetadata::statistics_from_parquet_metadata(footer, columns)?;
+        for (field, column) in columns.fields().iter().zip(&mut known.column_statistics) {
+            if field.data_type().is_floating() {
+                column.min_value = Precision::Absent;
+                column.max_value = Precision::Absent;
+            }
+        }
+        Ok(known)
     }
 
     /// What is known of the rows that `filters` let through: one value of a column whose values hardly repeat is rare.
@@ -164,18 +184,28 @@ impl TableProvider for PartsTable {
         let footers = state.runtime_env().cache_manager.get_file_metadata_cache();
         let threads = state.config().target_partitions();
         let mut files = Vec::with_capacity(self.parts.len());
+        let mut at_hand = HashMap::new();
         let mut apart = vec![false; self.schema.file_schema().fields().len()];
         for part in &self.parts {
-            let mut file = PartitionedFile::new(part.path.to_string_lossy(), part.bytes);
-            if let Ok(modified) = part.path.metadata().and_then(|metadata| metadata.modified()) {
-                file.object_meta.last_modified = modified.into();
-            }
-            let footer =
-                DFParquetMetadata::new(&store, &file.object_meta).with_file_metadata_cache(Some(footers.clone()));
-            let statistics = footer.fetch_statistics(self.schema.file_schema()).await?;
+            let modified = part.path.metadata().and_then(|metadata| metadata.modified());
+            let file = PartitionedFile::new_from_meta(ObjectMeta {
+                location: Path::from_absolute_path(&part.path)?,
+                last_modified: modified.unwrap_or(SystemTime::UNIX_EPOCH).into(),
+                size: part.bytes,
+                e_tag: None,
+                version: None,
+            });
+            let footer = DFParquetMetadata::new(&store, &file.object_meta)
+                .with_file_metadata_cache(Some(footers.clone()))
+                .fetch_metadata()
+                .await?;
             if files.is_empty() {
-                apart = self.lengths_apart(footer.fetch_metadata().await?.as_ref());
+                apart = self.lengths_apart(&footer);
             }
+            if let Some(changed) = without_float_bounds(&footer)? {
+                at_hand.insert(file.object_meta.location.clone(), Arc::new(changed));
+            }
+            let statistics = self.bounds(&footer)?;
             files.push(
                 file.with_partition_values(part.constants.clone())
                     .with_statistics(Arc::new(statistics)),
@@ -190,11 +220,15 @@ impl TableProvider for PartsTable {
         let read = TableSchema::builder(text_views::marked(self.schema.file_schema(), &viewed))
             .with_table_partition_cols(self.schema.table_partition_cols().clone())
             .build();
+        let readers = Footers {
+            inner: CachedParquetFileReaderFactory::new(store, footers),
+            at_hand,
+        };
         let source = ParquetSource::new(read)
             .with_table_parquet_options(state.table_options().parquet.clone())
             .with_pushdown_filters(options.execution.parquet.pushdown_filters)
             .with_reorder_filters(options.execution.parquet.reorder_filters)
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, footers)));
+            .with_parquet_file_reader_factory(Arc::new(readers));
         let bounds = files.iter().filter_map(|file| file.statistics.as_deref());
         let statistics = Statistics::try_merge_iter(bounds, self.schema.table_schema())?;
         let statistics = self.passing(statistics, filters, &apart);

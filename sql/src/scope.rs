@@ -1,17 +1,20 @@
 //! The stages of a run and what they left, as statements see them: one name a stage, with the instances of a sweep under
 //! it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::ScalarValue;
 use sluice_engine::error::did_you_mean;
-use sluice_engine::history::{self, RunRecord};
+use sluice_engine::history::{self, RunRecord, RunState, StageSummary};
 use sluice_engine::operator::OUT;
 use sluice_engine::spec::Reference;
 use sluice_engine::store::{KeyRecord, Store};
 use sluice_engine::yaml::Span;
 use sluice_engine::{Error, Result};
+
+/// What a stage is called that failed; see [`StageSummary`].
+const FAILED: &str = "failed";
 
 /// What a run left, by stage.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(crate) struct Scope {
     pub(crate) run: RunRecord,
     /// By the name of the stage as the pipeline writes it.
     stages: BTreeMap<String, Vec<Instance>>,
+    /// What became of stages that are not done, by full name.
+    undone: BTreeMap<String, StageSummary>,
 }
 
 /// A stage, or an instance of it.
@@ -37,19 +42,27 @@ pub(crate) struct Instance {
 pub(crate) struct Port {
     /// Those that are done, each with its artifact.
     pub(crate) instances: Vec<(Instance, String)>,
-    /// Columns for the axes, empty for one instance.
+    /// Columns for the axes, empty for an instance by its full name.
     pub(crate) axes: Vec<FieldRef>,
 }
 
 impl Scope {
-    /// What the run left. A stage that it did not get to is as an earlier run of its pipeline left it.
+    /// What the run left. A stage that it did not get to is as an earlier run of its pipeline left it; one that it began
+    /// and did not finish is not.
     pub(crate) fn of(store: &Store, run: RunRecord) -> Scope {
-        let mut keys: BTreeMap<String, Option<String>> = BTreeMap::new();
-        if run.state_now() == history::RunState::Running {
-            let known = history::summary(&history::events(store, &run.run));
-            keys.extend(known.into_iter().map(|(stage, _)| (stage, None)));
+        let mut undone: BTreeMap<String, StageSummary> = BTreeMap::new();
+        if run.state != RunState::Done {
+            undone.extend(history::summary(&history::events(store, &run.run)));
+            undone.retain(|stage, told| told.outcome != "left_out" && !run.keys.contains_key(stage));
         }
-        for (stage, key) in run.last.iter().chain(&run.keys) {
+        let begun = |stage: &String| undone.get(stage).is_some_and(is_begun);
+        let mut keys: BTreeMap<String, Option<String>> = undone.keys().map(|stage| (stage.clone(), None)).collect();
+        // Rows that failed a test are published all the same.
+        let published = undone
+            .iter()
+            .filter_map(|(stage, told)| Some((stage, told.key.as_ref()?)));
+        let earlier = run.last.iter().filter(|(stage, _)| !begun(stage));
+        for (stage, key) in earlier.chain(published).chain(&run.keys) {
             keys.insert(stage.clone(), Some(key.clone()));
         }
         let mut stages: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
@@ -66,7 +79,7 @@ impl Scope {
             };
             stages.entry(base).or_default().push(Instance { name, point, key });
         }
-        Scope { run, stages }
+        Scope { run, stages, undone }
     }
 
     /// Names of the stages.
@@ -105,6 +118,25 @@ impl Scope {
         }
     }
 
+    /// What became of a stage of which nothing is done, of its failed instance first.
+    pub(crate) fn undone(&self, name: &str) -> Option<&StageSummary> {
+        let instances = self.find(name)?;
+        if instances.iter().any(|instance| instance.key.is_some()) {
+            return None;
+        }
+        let told = || instances.iter().filter_map(|instance| self.undone.get(&instance.name));
+        told().find(|told| told.outcome == FAILED).or_else(|| told().next())
+    }
+
+    /// Whether the run still works on a stage, or will.
+    pub(crate) fn is_under_way(&self, name: &str) -> bool {
+        let open = |instance: &Instance| {
+            let told = self.undone.get(&instance.name);
+            told.is_some_and(|told| told.outcome != FAILED)
+        };
+        self.run.state_now() == RunState::Running && self.find(name).is_some_and(|found| found.iter().any(open))
+    }
+
     /// Output ports of a stage: those of any instance that is done.
     pub(crate) fn ports(&self, store: &Store, name: &str) -> Vec<String> {
         let instances = self.find(name).unwrap_or_default();
@@ -118,6 +150,11 @@ impl Scope {
     pub(crate) fn port(&self, store: &Store, name: &str, port: Option<&str>) -> Result<Option<Port>> {
         let Some(instances) = self.find(name) else {
             return Ok(None);
+        };
+        // An instance by its full name has no axes; nor has a stage that is not swept, which has no point.
+        let axes = match instances.as_slice() {
+            [one] if one.name == name => Vec::new(),
+            all => axes(&all.iter().map(|instance| instance.point.as_slice()).collect::<Vec<_>>()),
         };
         let mut found = Vec::new();
         let mut chosen: Option<String> = port.map(str::to_string);
@@ -138,11 +175,6 @@ impl Scope {
             };
             found.push((instance, digest.clone()));
         }
-        let point = |(instance, _): &(Instance, String)| instance.point.clone();
-        let axes = match found.len() {
-            0 | 1 => Vec::new(),
-            _ => axes(&found.iter().map(point).collect::<Vec<_>>()),
-        };
         Ok(Some(Port { instances: found, axes }))
     }
 }
@@ -152,15 +184,20 @@ impl Port {
     pub(crate) fn constants(&self, instance: &Instance) -> Vec<ScalarValue> {
         let value = |field: &FieldRef| {
             let text = instance.point.iter().find(|(axis, _)| column(axis) == *field.name());
-            let text = text.map(|(_, value)| value.as_str()).unwrap_or_default();
+            let text = text.map(|(_, value)| value.as_str());
             match field.data_type() {
-                DataType::Int64 => ScalarValue::Int64(text.parse().ok()),
-                DataType::Float64 => ScalarValue::Float64(text.parse().ok()),
-                _ => ScalarValue::Utf8(Some(text.to_string())),
+                DataType::Int64 => ScalarValue::Int64(text.and_then(|text| text.parse().ok())),
+                DataType::Float64 => ScalarValue::Float64(text.and_then(|text| text.parse().ok())),
+                _ => ScalarValue::Utf8(text.map(str::to_string)),
             }
         };
         self.axes.iter().map(value).collect()
     }
+}
+
+/// Whether a stage was begun.
+fn is_begun(told: &StageSummary) -> bool {
+    ["running", FAILED].contains(&told.outcome)
 }
 
 /// The name of an axis as a column.
@@ -168,28 +205,52 @@ fn column(axis: &str) -> String {
     axis.replace('.', "_")
 }
 
-/// Columns for axes: whole numbers, numbers, or text, whichever holds all values.
-fn axes(points: &[Vec<(String, String)>]) -> Vec<FieldRef> {
-    let names = points.first().into_iter().flatten().map(|(axis, _)| axis);
-    names
-        .map(|axis| {
-            let values = || {
-                points
-                    .iter()
-                    .flatten()
-                    .filter(|(name, _)| name == axis)
-                    .map(|(_, value)| value)
-            };
-            let kind = if values().all(|value| value.parse::<i64>().is_ok()) {
-                DataType::Int64
-            } else if values().all(|value| value.parse::<f64>().is_ok()) {
-                DataType::Float64
-            } else {
-                DataType::Utf8
-            };
-            FieldRef::new(Field::new(column(axis), kind, false))
-        })
-        .collect()
+/// Columns for axes: whole numbers, numbers, or text, whichever tells all values apart as they are written.
+fn axes(points: &[&[(String, String)]]) -> Vec<FieldRef> {
+    let mut names: Vec<&String> = Vec::new();
+    for (axis, _) in points.iter().copied().flatten() {
+        if !names.contains(&axis) {
+            names.push(axis);
+        }
+    }
+    let field = |axis: &String| {
+        let all = points.iter().copied().flatten().filter(|(name, _)| name == axis);
+        let values: Vec<&str> = all.map(|(_, value)| value.as_str()).collect();
+        let kind = if values.iter().all(|value| is_whole(value)) {
+            DataType::Int64
+        } else if are_numbers(&values) {
+            DataType::Float64
+        } else {
+            DataType::Utf8
+        };
+        FieldRef::new(Field::new(column(axis), kind, values.len() < points.len()))
+    };
+    names.into_iter().map(field).collect()
+}
+
+/// Whether it is a whole number as it is written.
+fn is_whole(value: &str) -> bool {
+    value.parse::<i64>().is_ok_and(|number| number.to_string() == value)
+}
+
+/// Whether all are numbers in digits, and no two of them the same number.
+fn are_numbers(values: &[&str]) -> bool {
+    let plain = |value: &str| {
+        let digits = value.strip_prefix('-').unwrap_or(value);
+        match digits.split_once('.') {
+            Some((whole, part)) => {
+                is_whole(whole) && !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit())
+            }
+            None => is_whole(value),
+        }
+    };
+    let texts: BTreeSet<&str> = values.iter().copied().collect();
+    let numbers: BTreeSet<u64> = texts
+        .iter()
+        .filter(|value| plain(value))
+        .filter_map(|value| Some(value.parse::<f64>().ok()?.to_bits()))
+        .collect();
+    numbers.len() == texts.len()
 }
 
 fn default_port(store: &Store, stage: &str, record: &KeyRecord) -> Result<String> {
@@ -212,6 +273,103 @@ fn default_port(store: &Store, stage: &str, record: &KeyRecord) -> Result<String
                 Error::user("which-port", format!("stage \"{stage}\" has several outputs"))
                     .hint(format!("name one: {}", names.join(", "))),
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_engine::event::{Entry, Event};
+    use sluice_engine::process::Process;
+
+    use super::*;
+
+    /// What a run of the stages `a` (done), `b` and `c` left, all of which an earlier one had done.
+    fn left(state: RunState, events: Vec<Event>) -> Scope {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let journal = store.run_folder("new");
+        std::fs::create_dir_all(&journal).unwrap();
+        let lines = events.into_iter().map(|event| Entry { at: 0, event });
+        let lines: Vec<String> = lines.map(|line| serde_json::to_string(&line).unwrap() + "\n").collect();
+        std::fs::write(journal.join("events.jsonl"), lines.concat()).unwrap();
+        let keys = |key: &str, stages: &[&str]| -> BTreeMap<String, String> {
+            let pairs = stages.iter().map(|stage| (stage.to_string(), key.to_string()));
+            pairs.collect()
+        };
+        let run = RunRecord {
+            run: "new".to_string(),
+            pipeline: "p".to_string(),
+            state,
+            started: 0,
+            seconds: 0.0,
+            seed: 0,
+            command: Vec::new(),
+            plan: String::new(),
+            process: Process::here(),
+            pinned: false,
+            keys: keys("new", &["a"]),
+            last: keys("old", &["a", "b", "c"]),
+            errors: Vec::new(),
+        };
+        Scope::of(&store, run)
+    }
+
+    #[test]
+    fn what_a_run_began_is_not_what_an_earlier_one_made() {
+        let started = || Event::StageStarted {
+            stage: "b".to_string(),
+            operator: "o".to_string(),
+            gpus: Vec::new(),
+        };
+        let failed = Event::StageFailed {
+            stage: "b".to_string(),
+            error: Error::user("broken", "it broke"),
+        };
+        let key = |scope: &Scope, stage: &str| scope.find(stage).unwrap()[0].key.clone();
+        for (state, events) in [
+            (RunState::Running, vec![started()]),
+            (RunState::Interrupted, vec![started()]),
+            (RunState::Failed, vec![started(), failed]),
+        ] {
+            let scope = left(state, events);
+            assert_eq!(key(&scope, "a").as_deref(), Some("new"), "{state:?}");
+            assert_eq!(key(&scope, "b"), None, "{state:?}");
+            assert_eq!(key(&scope, "c").as_deref(), Some("old"), "{state:?}");
+            let told = scope.undone("b").unwrap();
+            assert_eq!(told.error.is_some(), state == RunState::Failed);
+            assert_eq!(scope.is_under_way("b"), state == RunState::Running);
+            assert!(scope.undone("a").is_none() && scope.undone("c").is_none());
+        }
+    }
+
+    fn kinds(values: &[&str]) -> DataType {
+        let points: Vec<Vec<(String, String)>> = values
+            .iter()
+            .map(|value| vec![("core.k".to_string(), value.to_string())])
+            .collect();
+        let fields = axes(&points.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        assert_eq!(fields[0].name(), "core_k");
+        fields[0].data_type().clone()
+    }
+
+    #[test]
+    fn labels_are_numbers_where_they_are_written_so() {
+        assert_eq!(kinds(&["1", "-2", "10"]), DataType::Int64);
+        assert_eq!(kinds(&["0.5", "1.0", "2", "-0.25"]), DataType::Float64);
+        for texts in [
+            &["01", "1"][..],
+            &["1e1", "2"],
+            &["nan", "1"],
+            &["inf"],
+            &["+1"],
+            &["1.0", "1"],
+            &["0.1", "0.10"],
+            &[".5", "1.5"],
+            &["--1.5"],
+            &["a"],
+        ] {
+            assert_eq!(kinds(texts), DataType::Utf8, "{texts:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use sluice_engine::process::machine_memory;
 use sluice_engine::{Error, Kind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 
 use crate::catalog::{AsOf, Catalogs, STAGES, STORE, Source, View};
 use crate::failure::explain;
@@ -47,6 +49,9 @@ const BATCH: usize = 1 << 14;
 /// Stack of a thread: an expression of many terms is a deep tree. Only what is used of it takes memory.
 pub(crate) const STACK: usize = 64 << 20;
 
+/// How long a session that ends waits for its threads. A statement that ran out of time may not hear of it for long.
+const PARTING: Duration = Duration::from_millis(200);
+
 /// What a session may use.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
@@ -65,12 +70,31 @@ pub struct Limits {
 #[derive(Clone)]
 pub struct Session {
     context: SessionContext,
-    runtime: Arc<Runtime>,
+    runtime: Arc<Threads>,
     limits: Limits,
     cancel: Cancel,
     /// Ends the statements of this session alone.
     own: Option<Cancel>,
     view: Option<Arc<View>>,
+}
+
+/// The threads of a session, which are left alone if they do not end with it.
+struct Threads(Option<Runtime>);
+
+impl Deref for Threads {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("they are taken by nobody but drop")
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(PARTING);
+        }
+    }
 }
 
 impl fmt::Debug for Session {
@@ -121,7 +145,7 @@ impl Session {
         functions::register(&context);
         Ok(Session {
             context,
-            runtime: Arc::new(runtime),
+            runtime: Arc::new(Threads(Some(runtime))),
             limits: limits.clone(),
             cancel: cancel.clone(),
             own: None,
@@ -356,9 +380,7 @@ fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Re
             return Err(error);
         };
         let kind = kind.clone().unwrap_or(DataType::Utf8);
-        let scalar = ScalarValue::try_from_string(value.clone(), &kind)
-            .map_err(|_| Error::user("bad-param", format!("\"{value}\" for \"${name}\" is no {kind}")))?;
-        values.insert(name.clone(), scalar.into());
+        values.insert(name.clone(), param(name, value, &kind)?.into());
     }
     let mut missing: Vec<&str> = wanted.keys().map(|name| name.trim_start_matches('$')).collect();
     missing.retain(|name| !values.contains_key(*name));
@@ -373,6 +395,19 @@ fn with_params(plan: LogicalPlan, params: &[(String, String)], text: &str) -> Re
             .with_param_values(ParamValues::Map(values))
             .map_err(|error| explain(error, text)),
     }
+}
+
+/// The value of a parameter. A number that its type does not hold is taken as the statement takes literals: `rank > -1` is
+/// true of every rank.
+fn param(name: &str, value: &str, kind: &DataType) -> Result<ScalarValue> {
+    let fitted = ScalarValue::try_from_string(value.to_string(), kind).ok();
+    let whole = || value.parse().ok().map(|number| ScalarValue::Int64(Some(number)));
+    let number = || value.parse().ok().map(|number| ScalarValue::Float64(Some(number)));
+    let literal = || whole().or_else(number).filter(|_| kind.is_numeric());
+    fitted.or_else(literal).ok_or_else(|| {
+        let message = format!("parameter \"{name}\" is \"{value}\", and the column is {kind}");
+        Error::user("bad-param", message)
+    })
 }
 
 pub(crate) fn timed_out(timeout: Duration) -> Error {
@@ -451,7 +486,14 @@ impl Iterator for Rows {
             return None;
         }
         let session = self.session.clone();
-        let next = session.within(self.started, async { Ok(self.receiver.recv().await) });
+        let (receiver, task) = (&mut self.receiver, &mut self.task);
+        let next = session.within(self.started, async {
+            match receiver.recv().await {
+                Some(batch) => Ok(Some(batch)),
+                // The last batch was before, or the statement came to another end.
+                None => ended(task.await).map(|()| None),
+            }
+        });
         let next = match next {
             Ok(batch) => batch.map(|batch| batch.map_err(|error| explain(error, &self.text))),
             Err(error) => Some(Err(error)),
@@ -461,9 +503,113 @@ impl Iterator for Rows {
     }
 }
 
+/// How a statement came to its end.
+fn ended(task: Result<(), JoinError>) -> Result<()> {
+    task.map_err(|error| match error.is_panic() {
+        true => Error::internal("a thread of the statement panicked"),
+        false => Error::interrupted(),
+    })
+}
+
 impl Drop for Rows {
     fn drop(&mut self) {
         // Ends a statement whose rows nobody wants.
         self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::logical_expr::{
+        ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    };
+
+    use super::*;
+
+    fn session() -> Session {
+        let limits = Limits {
+            threads: 2,
+            ..Limits::default()
+        };
+        Session::new(&limits, &Cancel::default()).unwrap()
+    }
+
+    /// Breaks for a number.
+    #[derive(Debug, PartialEq, Eq, Hash)]
+    struct Breaks(Signature);
+
+    impl ScalarUDFImpl for Breaks {
+        fn name(&self) -> &str {
+            "breaks"
+        }
+
+        fn signature(&self) -> &Signature {
+            &self.0
+        }
+
+        fn return_type(&self, _: &[DataType]) -> Result<DataType, DataFusionError> {
+            Ok(DataType::Int64)
+        }
+
+        fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue, DataFusionError> {
+            assert!(args.number_rows == 0, "broken on purpose");
+            Ok(args.args[0].clone())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_not_the_end_of_the_rows() {
+        let session = session();
+        let signature = Signature::exact(vec![DataType::Int64], Volatility::Volatile);
+        session.context().register_udf(ScalarUDF::from(Breaks(signature)));
+        for statement in [
+            "SELECT breaks(value) AS b FROM generate_series(1, 100000)",
+            "SELECT sum(breaks(value)) FROM generate_series(1, 100000)",
+        ] {
+            let mut rows = session.query(statement).unwrap();
+            let error = rows.find_map(|batch| batch.err()).expect(statement);
+            assert_eq!(
+                (error.kind, error.message.contains("panicked")),
+                (Kind::Internal, true),
+                "{error}"
+            );
+            assert!(rows.next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_session_does_not_wait_for_threads_that_go_on() {
+        let session = session();
+        session
+            .runtime
+            .spawn(async { std::thread::sleep(Duration::from_secs(60)) });
+        let started = Instant::now();
+        drop(session);
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn values_are_what_the_statement_makes_of_them() {
+        let session = session();
+        let ranks =
+            "SELECT count(*) AS n FROM (SELECT arrow_cast(value, 'UInt32') AS rank FROM generate_series(1, 5)) AS t";
+        let count = |condition: &str, value: &str| {
+            let statement = Statement::parse(&format!("{ranks} WHERE rank {condition} $k")).unwrap();
+            let rows = session.run_with(&statement, &[("k".to_string(), value.to_string())]);
+            let batches = rows.and_then(Rows::collect)?;
+            let shown = arrow::util::pretty::pretty_format_batches(&batches).unwrap();
+            Ok::<_, Error>(shown.to_string().lines().nth(3).unwrap_or_default().to_string())
+        };
+        for (condition, value, wanted) in [
+            ("=", "2", "| 1 |"),
+            (">", "-1", "| 5 |"),
+            ("=", "2.5", "| 0 |"),
+            ("<", "2.5", "| 2 |"),
+            ("<", "99999999999", "| 5 |"),
+        ] {
+            assert_eq!(count(condition, value).unwrap(), wanted, "{condition} {value}");
+        }
+        let error = count("=", "x").unwrap_err();
+        assert_eq!(error.message, "parameter \"k\" is \"x\", and the column is UInt32");
     }
 }

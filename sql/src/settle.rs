@@ -16,6 +16,8 @@ use crate::catalog::outside;
 
 /// Aggregates whose result depends on the order of the rows.
 const ORDERED: [&str; 5] = ["array_agg", "first_value", "last_value", "nth_value", "string_agg"];
+/// An aggregate that passes over an order.
+const ANY: &str = "any_value";
 /// Window functions that treat equal rows alike.
 const PEERS: [&str; 4] = ["rank", "dense_rank", "percent_rank", "cume_dist"];
 /// Window functions that take the rows of a partition one by one, whatever the frame.
@@ -133,8 +135,20 @@ fn depends(expr: &Expr) -> Option<Error> {
         let message = format!("\"{name}\" depends on the order of the rows, and none is given");
         Some(unsettled(&message, hint))
     };
+    let any = || {
+        Some(unsettled(
+            &format!("\"{ANY}\" takes the value of any row, whatever the order"),
+            "say which: first_value(column ORDER BY ...), or min(column)",
+        ))
+    };
     match expr {
+        Expr::ScalarFunction(call) if call.func.name() == "version" => Some(unsettled(
+            "\"version\" depends on the software",
+            "give the value as a parameter of the pipeline: ${NAME}",
+        )),
         Expr::ScalarFunction(call) => chance(call.func.name(), call.func.signature().volatility),
+        Expr::AggregateFunction(call) if call.func.name() == ANY => any(),
+        Expr::WindowFunction(call) if call.fun.name() == ANY => any(),
         Expr::AggregateFunction(call) => {
             let name = call.func.name();
             match ORDERED.contains(&name) && call.params.order_by.is_empty() {

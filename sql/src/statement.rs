@@ -1,9 +1,12 @@
 //! Statements as text: parsed, normalised, and refused if they would do more than read.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{DFParserBuilder, ExplainStatement, Statement as Parsed};
-use datafusion::sql::sqlparser::ast::{self, SetExpr};
+use datafusion::sql::sqlparser::ast::{
+    self, FunctionArguments, GroupByExpr, PipeOperator, SelectItem, SetExpr, TableFactor, Visit, Visitor,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use sluice_engine::{Error, Result};
 
@@ -43,6 +46,7 @@ impl Statement {
             .into_iter()
             .map(|parsed| {
                 only_reads(&parsed)?;
+                nothing_ignored(&parsed)?;
                 Ok(Statement {
                     text: text.to_string(),
                     parsed,
@@ -59,6 +63,11 @@ impl Statement {
     /// Whether it is a query and not an `EXPLAIN`, a `SHOW` or a `DESCRIBE`.
     pub fn is_query(&self) -> bool {
         matches!(&self.parsed, Parsed::Statement(statement) if matches!(statement.as_ref(), ast::Statement::Query(_)))
+    }
+
+    /// Whether it has a placeholder of this name: `$name`.
+    pub fn wants(&self, name: &str) -> bool {
+        visit(&self.parsed, &mut Wanted(name)).is_break()
     }
 
     pub(crate) fn parsed(&self) -> &Parsed {
@@ -114,6 +123,129 @@ fn query_reads(query: &ast::Query) -> bool {
     plain && with.into_iter().all(|table| query_reads(&table.query))
 }
 
+/// Refuses clauses that the parser takes and the planner passes over: the rows would not be those that were asked for.
+fn nothing_ignored(parsed: &Parsed) -> Result<()> {
+    match visit(parsed, &mut Ignored) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(clause) => Err(Error::user(
+            "not-in-this-sql",
+            format!("{clause} is not taken here: it would be ignored"),
+        )),
+    }
+}
+
+fn visit<V: Visitor>(parsed: &Parsed, visitor: &mut V) -> ControlFlow<V::Break> {
+    match parsed {
+        Parsed::Explain(ExplainStatement { statement, .. }) => visit(statement, visitor),
+        Parsed::Statement(statement) => statement.visit(visitor),
+        _ => ControlFlow::Continue(()),
+    }
+}
+
+/// Looks for a placeholder of this name.
+struct Wanted<'a>(&'a str);
+
+impl Visitor for Wanted<'_> {
+    type Break = ();
+
+    fn pre_visit_value(&mut self, value: &ast::ValueWithSpan) -> ControlFlow<()> {
+        match &value.value {
+            ast::Value::Placeholder(name) if name.strip_prefix('$') == Some(self.0) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// Looks for clauses without effect; what the planner refuses by itself is left to it.
+struct Ignored;
+
+impl Visitor for Ignored {
+    type Break = &'static str;
+
+    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<&'static str> {
+        let ordered = |operator: &PipeOperator| match operator {
+            PipeOperator::Aggregate {
+                full_table_exprs,
+                group_by_expr,
+            } => full_table_exprs
+                .iter()
+                .chain(group_by_expr)
+                .any(|part| part.order_by.asc.or(part.order_by.nulls_first).is_some()),
+            _ => false,
+        };
+        first(&[
+            (!query.locks.is_empty(), "FOR UPDATE or FOR SHARE"),
+            (query.for_clause.is_some(), "FOR XML, JSON or BROWSE"),
+            (query.settings.is_some(), "SETTINGS"),
+            (query.format_clause.is_some(), "FORMAT"),
+            (query.pipe_operators.iter().any(ordered), "an order in AGGREGATE"),
+        ])
+    }
+
+    fn pre_visit_select(&mut self, select: &ast::Select) -> ControlFlow<&'static str> {
+        let modified = match &select.group_by {
+            GroupByExpr::All(modifiers) | GroupByExpr::Expressions(_, modifiers) => !modifiers.is_empty(),
+        };
+        let alike = |item: &SelectItem| match item {
+            SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) => options.opt_ilike.is_some(),
+            _ => false,
+        };
+        first(&[
+            (
+                !select.optimizer_hints.is_empty(),
+                "a hint for an optimizer (/*+ ... */)",
+            ),
+            (select.projection.iter().any(alike), "ILIKE after *"),
+            (select.prewhere.is_some(), "PREWHERE"),
+            (!select.connect_by.is_empty(), "CONNECT BY"),
+            (modified, "WITH ROLLUP and its like after GROUP BY"),
+        ])
+    }
+
+    fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<&'static str> {
+        const SAMPLE: &str = "TABLESAMPLE";
+        match table {
+            TableFactor::Table {
+                args,
+                with_hints,
+                version,
+                with_ordinality,
+                partitions,
+                sample,
+                ..
+            } => first(&[
+                (sample.is_some(), SAMPLE),
+                (!partitions.is_empty(), "PARTITION after a table"),
+                (!with_hints.is_empty(), "WITH (...) after a table"),
+                (version.is_some(), "a version of a table"),
+                (*with_ordinality, "WITH ORDINALITY"),
+                (args.as_ref().is_some_and(|args| args.settings.is_some()), "SETTINGS"),
+            ]),
+            TableFactor::Derived { sample, .. } => first(&[(sample.is_some(), SAMPLE)]),
+            TableFactor::Function { with_ordinality, .. } => first(&[(*with_ordinality, "WITH ORDINALITY")]),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<&'static str> {
+        match expr {
+            ast::Expr::Function(call) => first(&[(
+                call.parameters != FunctionArguments::None,
+                "a second list of arguments, as in f(1)(x),",
+            )]),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// The first clause that is there.
+fn first(clauses: &[(bool, &'static str)]) -> ControlFlow<&'static str> {
+    match clauses.iter().find(|(there, _)| *there) {
+        Some(&(_, clause)) => ControlFlow::Break(clause),
+        None => ControlFlow::Continue(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +298,58 @@ mod tests {
             "(SELECT 1) UNION ALL SELECT 2",
         ] {
             Statement::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        for (text, clause) in [
+            ("SELECT a FROM t PREWHERE a = 1", "PREWHERE"),
+            (
+                "SELECT a FROM t WHERE a IN (SELECT b FROM u PREWHERE b = 1)",
+                "PREWHERE",
+            ),
+            ("SELECT a, count(*) FROM t GROUP BY a WITH ROLLUP", "ROLLUP"),
+            ("SELECT a, count(*) FROM t GROUP BY ALL WITH TOTALS", "GROUP BY"),
+            ("SELECT a FROM t TABLESAMPLE (10 PERCENT)", "TABLESAMPLE"),
+            (
+                "SELECT a FROM (SELECT a FROM t) AS s TABLESAMPLE (1 ROWS)",
+                "TABLESAMPLE",
+            ),
+            ("SELECT a FROM t CONNECT BY a = b", "CONNECT BY"),
+            ("SELECT a FROM t PARTITION (p0)", "PARTITION"),
+            ("SELECT a FROM t WITH (NOLOCK)", "WITH (...)"),
+            ("SELECT value FROM generate_series(1, 2) WITH ORDINALITY", "ORDINALITY"),
+            ("WITH x AS (SELECT a FROM t FOR UPDATE) SELECT a FROM x", "FOR UPDATE"),
+            ("SELECT a FROM t FOR JSON AUTO", "JSON"),
+            ("SELECT a FROM t SETTINGS b = 1", "SETTINGS"),
+            ("EXPLAIN SELECT a FROM t FORMAT JSON", "FORMAT"),
+            ("SELECT /*+ FAST */ a FROM t", "hint"),
+            ("SELECT * ILIKE '%a%' FROM t", "ILIKE"),
+            ("SELECT sum(0.5)(a) FROM t", "second list"),
+            ("SELECT a FROM t |> AGGREGATE sum(a) AS s GROUP BY a DESC", "order"),
+        ] {
+            let error = Statement::parse(text).expect_err(text);
+            assert_eq!(error.code, "not-in-this-sql", "{text}: {error}");
+            assert!(error.message.contains(clause), "{text}: {error}");
+        }
+        for text in [
+            "SELECT * EXCLUDE (a) FROM t /* all but one */",
+            "SELECT a FROM t GROUP BY ROLLUP (a)",
+            "SELECT a FROM t GROUP BY GROUPING SETS ((a), ())",
+            "SELECT a FROM t |> AGGREGATE sum(a) AS s GROUP BY a",
+        ] {
+            Statement::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_statement_knows_its_placeholders() {
+        let text =
+            "EXPLAIN SELECT a FROM t WHERE a IN (SELECT b FROM u WHERE b > $least) OR '$most' = a LIMIT $most_of_all";
+        let statement = Statement::parse(text).unwrap();
+        for (name, wanted) in [("least", true), ("most_of_all", true), ("most", false)] {
+            assert_eq!(statement.wants(name), wanted, "{name}");
         }
     }
 

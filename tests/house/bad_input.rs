@@ -271,6 +271,46 @@ fn a_row_has_a_bad_time() {
     );
 }
 
+/// A quote that is never closed would swallow the rest of the file.
+#[test]
+fn a_quote_is_left_open() {
+    let wanted = Failure {
+        exit: 3,
+        code: "open-quote",
+        says: &[
+            "a quote is opened and never closed",
+            "rows.csv:3",
+            "u1,\"b,2",
+            "quotes: false",
+        ],
+        operator: "ingest_interactions",
+    };
+    let files = [("rows.csv", "user_id,item_id,timestamp\nu1,a,1\nu1,\"b,2\nu2,c,3\n")];
+    let stages = "  rows: { op: ingest_interactions, path: rows.csv, on_error: skip }\n";
+    let sluice = check(&files, stages, &[], &wanted);
+    sluice.succeed(&["run", "bad.yaml", "--set=rows.quotes=false", "--quiet"]);
+    assert_eq!(sluice.rows("rows", "out"), 3);
+}
+
+#[test]
+fn interactions_and_items_name_items_in_different_ways() {
+    let wanted = Failure {
+        exit: 3,
+        code: "no-common-items",
+        says: &[
+            "no item of the interactions is in \"items\"",
+            "such as ",
+            "in stage \"known\"",
+        ],
+        operator: "join_items",
+    };
+    let files = [("rows.csv", GOOD), ("items.csv", "item_id,title\n1,a\n2,b\n")];
+    let stages = "  rows: { op: ingest_interactions, path: rows.csv }
+  items: { op: ingest_items, path: items.csv }
+  known: { op: join_items, inputs: { items: items, interactions: rows } }\n";
+    check(&files, stages, &[], &wanted);
+}
+
 #[test]
 fn files_are_empty() {
     for operator in ["ingest_interactions", "ingest_items"] {

@@ -150,6 +150,56 @@ fn statements_come_from_anywhere_and_go_anywhere() {
     );
 }
 
+/// What `--output` names has its old bytes until all new ones are there.
+#[test]
+fn an_output_is_whole_or_as_it_was() {
+    let sluice = small();
+    sluice.write("kept.csv", "mine");
+    let late =
+        "SELECT CAST(CASE WHEN value > 90000 THEN 'x' ELSE '1' END AS BIGINT) AS n FROM generate_series(1, 100000)";
+    for statement in ["SELECT nope FROM clean", late] {
+        let done = sluice.run(&["sql", statement, "--output", "kept.csv"]);
+        assert_ne!(done.code, 0, "{statement}");
+        assert_eq!(std::fs::read_to_string(sluice.path("kept.csv")).unwrap(), "mine");
+        assert!(!sluice.path("kept.csv.part").exists(), "{statement}");
+    }
+    sluice.succeed(&["sql", "SELECT 1 AS one", "--output", "kept.csv"]);
+    assert_eq!(std::fs::read_to_string(sluice.path("kept.csv")).unwrap(), "one\n1\n");
+    let piped = ["sql", "SELECT 1 AS one", "--output", "/dev/stdout", "--format", "csv"];
+    assert_eq!(sluice.succeed(&piped).out, "one\n1\n");
+}
+
+#[test]
+fn a_reader_may_leave() {
+    let sluice = small();
+    for format in ["csv", "json", "ndjson", "arrow", "parquet"] {
+        let statement = "SELECT value FROM generate_series(1, 2000000)";
+        let mut child = sluice.command(&["sql", statement, "--format", format]).spawn().unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{format}: {output:?}"
+        );
+    }
+}
+
+/// Each of several statements takes the values that it names.
+#[test]
+fn statements_share_values() {
+    let sluice = small();
+    sluice.write("two.sql", "SELECT $a AS a;\nSELECT $b AS b, $a AS a;\n");
+    let ask = |more: &[&str]| {
+        let given = [
+            "sql", "--file", "two.sql", "--format", "csv", "--param", "a=1", "--param", "b=2",
+        ];
+        sluice.run(&[&given[..], more].concat())
+    };
+    assert_eq!(ask(&[]).out, "a\n1\nb,a\n2,1\n");
+    let done = ask(&["--param", "c=3"]);
+    assert!(done.code == 2 && done.err.contains("no \"$c\""), "{}", done.err);
+}
+
 #[test]
 fn what_cannot_be_is_said_with_what_can() {
     let sluice = small();
@@ -183,6 +233,26 @@ fn what_cannot_be_is_said_with_what_can() {
         (&["sql", "SELECT ( FROM clean"], 2, &["bad-sql"]),
         (&["sql", "DROP TABLE clean"], 2, &["DROP is refused", "only read"]),
         (&["sql", "COPY clean TO 'x.csv'"], 2, &["COPY is refused"]),
+        (
+            &["sql", "SELECT * FROM clean PREWHERE user_id = 'u1'"],
+            2,
+            &["PREWHERE is not taken here: it would be ignored"],
+        ),
+        (
+            &[
+                "sql",
+                "SELECT a.user_id, b.user_id FROM clean AS a, clean AS b",
+                "--format",
+                "json",
+            ],
+            2,
+            &["two columns are called \"user_id\"", "AS name"],
+        ),
+        (
+            &["sql", "SELECT 1 AS a; SELECT 2 AS a", "--format", "json"],
+            2,
+            &["2 statements", "--format ndjson"],
+        ),
         (&["sql", "SELECT * FROM 'reviews.csv'"], 2, &["error["]),
         (
             &["sql", "SELECT * FROM read_lines('/etc/passwd')"],
@@ -459,6 +529,9 @@ fn the_shell_works_in_a_terminal() {
     screen.shows(takes_keys);
     screen.types("SELECT * FROM nope;\r");
     screen.shows("has no stage \"nope\"");
+    screen.shows(takes_keys);
+    screen.types("\\query wins a=clean junk b=clean\r");
+    screen.shows("\"junk\" is no NAME=VALUE");
     // Ctrl-C ends the statement, not the shell.
     screen.shows(takes_keys);
     screen.types("SELECT count(*) FROM generate_series(1, 100000000000);\r");

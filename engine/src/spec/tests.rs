@@ -188,3 +188,31 @@ fn presets_want_a_parameter_of_their_own() {
         );
     }
 }
+
+#[test]
+fn what_an_axis_sets_is_not_set_by_the_command_line() {
+    let text = "params: { k: 1 }
+stages: { a: { op: x, k: \"${k}\", b: { c: 1, d: 1 } } }
+sweep: { axes: { k: [1, 2], c: { one: { a.b.c: 1 }, two: { a.b.c: 2 } } } }
+";
+    let parse = |set: &[&str], params: &[&str]| {
+        let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
+        let overrides = Overrides {
+            set: texts(set),
+            params: texts(params),
+        };
+        Spec::parse("p.yaml", text, &overrides)
+    };
+    for (set, params, axis) in [(&["a.b.c=3"][..], &[][..], "\"c\""), (&[], &["k=3"], "\"k\"")] {
+        let problems = parse(set, params).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].code, "swept");
+        assert!(
+            problems[0]
+                .to_string()
+                .contains(&format!("axis {axis} of the sweep sets")),
+            "{problems:?}"
+        );
+    }
+    assert!(parse(&["a.b.d=3"], &[]).is_ok());
+}

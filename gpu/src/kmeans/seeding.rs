@@ -22,13 +22,15 @@ pub(super) fn plus_plus(
     config: &KMeansConfig,
 ) -> Result<(Vec<f32>, usize), KMeansError> {
     let n = rows_nd.len() / dim;
+    // no centre without a row to draw
+    let room = |most: usize| most.max(config.clusters);
     let picked: Vec<usize> = match buffer {
         Buffer::All => (0..n).collect(),
-        Buffer::First(most) => (0..n.min(most)).collect(),
+        Buffer::First(most) => (0..n.min(room(most))).collect(),
         Buffer::Sampled(most) => {
             let mut rows: Vec<usize> = draws::permutation(config.seed, STREAM_BUFFER, n)
                 .into_iter()
-                .take(most)
+                .take(room(most))
                 .map(|i| i as usize)
                 .collect();
             rows.sort();

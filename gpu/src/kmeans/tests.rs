@@ -120,6 +120,20 @@ fn plus_plus_finds_separated_blobs_and_mini_batch_comes_close() {
 }
 
 #[test]
+fn a_buffer_has_room_for_all_centres() {
+    let x = blobs(500, 7, 3);
+    for buffer in [
+        Buffer::First(0),
+        Buffer::First(20),
+        Buffer::Sampled(0),
+        Buffer::Sampled(20),
+    ] {
+        let fit = fit(&x, 7, None, &lloyd(40, Init::PlusPlus(buffer))).unwrap();
+        assert_eq!(fit.used, 40, "{buffer:?}");
+    }
+}
+
+#[test]
 fn user_mistakes_are_named() {
     let config = lloyd(4, Init::PlusPlus(Buffer::All));
     let say = |result: Result<KMeansFit, KMeansError>| result.unwrap_err().to_string();

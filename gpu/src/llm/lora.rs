@@ -6,6 +6,7 @@ use super::LlmConfig;
 use crate::error::{Error, Result};
 use crate::ops::matmul::{Scratch, View, multiply};
 use crate::weights::{Declaration, Init, Weight, Weights};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -13,6 +14,9 @@ use std::path::Path;
 /// Names of the files of an adapter.
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What the file of the weights says besides, which `peft` passes over: a digest of the base's weights. One entry, as
+/// several come in no order.
+const BASE: &str = "sluice_base";
 /// What `peft` puts before the name of a tensor.
 const PREFIX: &str = "base_model.model.";
 
@@ -41,6 +45,21 @@ pub fn is_adapter(folder: &Path) -> bool {
 pub fn base_name(folder: &Path) -> Result<String> {
     let json: Value = crate::weights::load_json(&folder.join(CONFIG))?;
     Ok(json["base_model_name_or_path"].as_str().unwrap_or_default().to_string())
+}
+
+/// The digest of the base's weights that an adapter was made with; those of `peft` say none.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Format`].
+pub fn base_digest(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join(WEIGHTS);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| Error::Format {
+        path,
+        reason: error.to_string(),
+    })?;
+    let about = metadata.metadata().as_ref();
+    Ok(about.and_then(|about| about.get(BASE)).cloned())
 }
 
 /// The tensor A of the map of this name (without `.weight`).
@@ -149,11 +168,12 @@ impl Lora {
         all
     }
 
-    /// Writes `adapter_config.json` and `adapter_model.safetensors` as `peft` does. `base` names the model adapted.
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` as `peft` does. `base` names the model adapted;
+    /// `digest` is that of its weights.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`].
-    pub fn save(&self, weights: &Weights, base: &str, folder: &Path) -> Result<()> {
+    pub fn save(&self, weights: &Weights, base: &str, digest: Option<&str>, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let json = serde_json::json!({
             "alpha_pattern": {},
@@ -179,7 +199,8 @@ impl Lora {
             name: format!("{PREFIX}{}", tensor.name),
             ..tensor.clone()
         });
-        Weights::from_tensors(named.collect()).write(&folder.join(WEIGHTS), None)
+        let about = digest.map(|digest| [(BASE.to_string(), digest.to_string())].into());
+        Weights::from_tensors(named.collect()).write(&folder.join(WEIGHTS), about)
     }
 
     /// Reads an adapter for this model, from `peft` or from here; with the name of the model it was made for.

@@ -92,6 +92,7 @@ impl LlmConfig {
                     "hidden_size" => "d_model",
                     "intermediate_size" => "d_ff",
                     "num_attention_heads" => "heads",
+                    "num_hidden_layers" => "layers",
                     "num_key_value_heads" => "kv_heads",
                     "head_dim" => "key_dim",
                     "max_position_embeddings" => "max_tokens",
@@ -226,8 +227,16 @@ impl Llm {
             let reason = "a checkpoint has no place for items as soft tokens";
             return Err(Error::InvalidData(reason.into()));
         }
+        // `transformers` rounds what it reads to what the config says.
+        let mut json = self.config.json.clone();
+        if json.get("dtype").is_none() || json.get("torch_dtype").is_some() {
+            json["torch_dtype"] = "float32".into();
+        }
+        if json.get("dtype").is_some() {
+            json["dtype"] = "float32".into();
+        }
         let about = [("format".to_string(), "pt".to_string())].into();
-        self.weights.save_with(folder, &self.config.json, Some(about))
+        self.weights.save_with(folder, &json, Some(about))
     }
 
     /// The architecture.

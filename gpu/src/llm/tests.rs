@@ -9,7 +9,7 @@ use crate::ops::{Graph, Noise, Stock, Tape, Workspace};
 use crate::optim::{Adam, AdamConfig};
 use crate::random::Key;
 use crate::samples::Ragged;
-use crate::train::{Model, TrainOptions, train_model};
+use crate::train::{Model, Place, TrainOptions, train_model};
 use crate::weights::Weights;
 use candle_core::{Device, safetensors::MmapedSafetensors};
 use std::ops::ControlFlow;
@@ -294,13 +294,70 @@ fn adapters_and_checkpoints_come_back() {
     let (model, _) = tuned("qwen3", true);
     let (config, lora) = (&model.config().config, model.config().lora().unwrap());
     let temp = tempfile::tempdir().unwrap();
-    lora.save(model.weights(), "somewhere", temp.path()).unwrap();
-    let (again, weights, base) = Lora::load(temp.path(), config).unwrap();
-    assert_eq!((&again, &weights, base.as_str()), (lora, model.weights(), "somewhere"));
+    for digest in [None, Some("of the base")] {
+        lora.save(model.weights(), "somewhere", digest, temp.path()).unwrap();
+        let (again, weights, base) = Lora::load(temp.path(), config).unwrap();
+        assert_eq!((&again, &weights, base.as_str()), (lora, model.weights(), "somewhere"));
+        assert_eq!(lora::base_digest(temp.path()).unwrap().as_deref(), digest);
+    }
+    assert_eq!(lora::base_digest(&folder("qwen3")).unwrap(), None);
     let merged = model.merged().unwrap();
     merged.save(temp.path()).unwrap();
     let again = Llm::load(temp.path()).unwrap();
     assert_eq!(again.weights(), merged.weights());
+}
+
+#[test]
+fn a_model_that_is_saved_says_that_it_is_in_f32() {
+    for (key, saved) in [
+        (Some("dtype"), "dtype"),
+        (Some("torch_dtype"), "torch_dtype"),
+        (None, "torch_dtype"),
+    ] {
+        let mut json = LlmConfig::of_shape(&shape()).unwrap().json().clone();
+        json.as_object_mut().unwrap().remove("torch_dtype");
+        if let Some(key) = key {
+            json[key] = "bfloat16".into();
+        }
+        let config = LlmConfig::from_json(json, Path::new("config.json")).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        Llm::init(&config, 1).save(temp.path()).unwrap();
+        let json = LlmConfig::load(temp.path()).unwrap().json().clone();
+        let says = |key: &str| json.get(key).and_then(serde_json::Value::as_str);
+        for key in ["dtype", "torch_dtype"] {
+            assert_eq!(says(key), (key == saved).then_some("float32"), "{json}");
+        }
+    }
+}
+
+#[test]
+fn evaluations_have_no_dropout() {
+    let (model, golden) = tuned("qwen3", true);
+    let prompts = golden.prompts();
+    let losses = |dropout: f32| {
+        let mut config = model.config().clone();
+        if let Tuning::Lora(lora) = &mut config.tuning {
+            lora.dropout = dropout;
+        }
+        let model = Tuned::from_weights(&config, model.weights().clone()).unwrap();
+        let validation = Validation {
+            prompts: &prompts,
+            users: None,
+        };
+        let mut workspace = Workspace::default();
+        let trained = gradients(&model, &prompts, &mut workspace);
+        let stock = Stock::new(model.weights(), &Device::Cpu).unwrap();
+        let mut stock = stock.with_frozen(model.frozen()).unwrap();
+        let place = Place::Cpu(&model, &mut workspace);
+        let fast = Tuned::evaluate(place, validation, Key::new(1), &mut |_, _| Ok(())).unwrap();
+        let place = Place::Device(&config, &mut stock);
+        let slow = Tuned::evaluate(place, validation, Key::new(1), &mut |_, _| Ok(())).unwrap();
+        assert!((fast.0 - slow.0).abs() < 1e-5, "{fast:?} {slow:?}");
+        (trained, fast)
+    };
+    let (noisy, quiet) = (losses(0.5), losses(0.0));
+    assert_ne!(noisy.0, quiet.0);
+    assert_eq!(noisy.1, quiet.1);
 }
 
 #[test]
@@ -525,6 +582,9 @@ fn prompts_that_do_not_fit_are_named() {
     let odd = Shape { kv_heads: 3, ..shape() };
     let error = LlmConfig::of_shape(&odd).unwrap_err().to_string();
     assert_eq!(error, "invalid `kv_heads`: is 3, supported: a divisor of heads");
+    let empty = Shape { layers: 0, ..shape() };
+    let error = LlmConfig::of_shape(&empty).unwrap_err().to_string();
+    assert_eq!(error, "invalid `layers`: is 0, supported: at least 1");
 }
 
 #[test]
@@ -590,6 +650,64 @@ fn memory_is_estimated() {
         let estimated = memory::estimate(&tuned, &options, &samples).batch;
         let ratio = estimated as f64 / held as f64;
         assert!((0.75..1.33).contains(&ratio), "{estimated} estimated, {held} held");
+    }
+}
+
+/// New words cost a copy of the output map and its gradient, and what is trained costs a state that is written.
+#[test]
+fn memory_of_new_words_and_states_is_estimated() {
+    let config = LlmConfig::of_shape(&Shape {
+        vocabulary: 20_000,
+        ..shape()
+    })
+    .unwrap();
+    let (samples, options) = (reversals(32), TrainOptions::default());
+    let lora = Lora {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        target_modules: Lora::modules(&config),
+    };
+    for tuning in [Tuning::Full, Tuning::Lora(lora)] {
+        let of = |words: usize| {
+            let tuned = TunedConfig {
+                config: config.clone(),
+                base: Base::Fresh,
+                tuning: tuning.clone(),
+                added: Added { words, vectors: None },
+                recompute: false,
+            };
+            let model = Tuned::init(&tuned, 3).unwrap();
+            let mut workspace = Workspace::default();
+            gradients(&model, &samples, &mut workspace);
+            let trained = 4 * tuned.trained_parameters();
+            let needed = memory::estimate(&tuned, &options, &samples);
+            // Moments, gradients, and a state of the weights and the moments.
+            assert!(needed.training > 6 * trained && needed.training <= 7 * trained);
+            (needed, workspace.bytes() - trained, tuned)
+        };
+        let (plain, more) = (of(0), of(500));
+        let estimated = (more.0.batch - plain.0.batch) as f64;
+        let ratio = estimated / (more.1 - plain.1) as f64;
+        assert!((0.75..1.33).contains(&ratio), "{tuning:?}: {ratio}");
+        // Evaluations read more at a time than batches of one prompt.
+        let one = TrainOptions {
+            batch_size: 1,
+            ..options.clone()
+        };
+        let valid = reversals(900);
+        let validation = Validation {
+            prompts: &valid,
+            users: None,
+        };
+        let small = memory::estimate(&plain.2, &one, &samples);
+        let large = small.with_evaluations(&plain.2, validation);
+        assert!(large.batch > 2 * small.batch);
+        let best = 4 * plain.2.trained_parameters();
+        assert_eq!(
+            (large.weights, large.training),
+            (small.weights, small.training + 2 * best)
+        );
     }
 }
 

@@ -15,7 +15,7 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::sync::Arc;
 
 /// Tokens that an evaluation reads together.
-const EVALUATION_TOKENS: usize = 4096;
+pub(super) const EVALUATION_TOKENS: usize = 4096;
 
 /// Prompts with what follows them. Those of a batch are packed: none is padded, none sees another.
 #[derive(Debug, Clone, Default)]
@@ -185,13 +185,7 @@ impl Serialize for TunedConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("TunedConfig", 4)?;
         fields.serialize_field("config", self.config.json())?;
-        fields.serialize_field(
-            "base",
-            match &self.base {
-                Base::Fresh => "fresh",
-                Base::Given(_, digest) => digest,
-            },
-        )?;
+        fields.serialize_field("base", self.base_digest().unwrap_or("fresh"))?;
         fields.serialize_field("tuning", &self.tuning)?;
         fields.serialize_field("added", &self.added.identity())?;
         fields.end()
@@ -215,6 +209,23 @@ impl TunedConfig {
             Tuning::Full => None,
             Tuning::Lora(lora) => Some(lora),
         }
+    }
+
+    /// A digest of the weights that the training starts from, if they were given.
+    pub fn base_digest(&self) -> Option<&str> {
+        match &self.base {
+            Base::Fresh => None,
+            Base::Given(_, digest) => Some(digest),
+        }
+    }
+
+    /// The same model as it is evaluated.
+    fn without_dropout(&self) -> Self {
+        let mut quiet = self.clone();
+        if let Tuning::Lora(lora) = &mut quiet.tuning {
+            lora.dropout = 0.0;
+        }
+        quiet
     }
 }
 
@@ -354,6 +365,10 @@ impl Model for Tuned {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<(f64, f64)> {
         let prompts = validation.prompts;
+        let quiet = match &place {
+            Place::Cpu(model, _) => model.config.without_dropout(),
+            Place::Device(config, _) => config.without_dropout(),
+        };
         let mut rows = key.permutation(prompts.len());
         rows.truncate(validation.users.unwrap_or(usize::MAX).max(1));
         rows.sort_unstable();
@@ -369,11 +384,11 @@ impl Model for Tuned {
             let mean = match &mut place {
                 Place::Cpu(model, workspace) => {
                     let mut tape = Tape::new(&model.weights, workspace).with_frozen(model.frozen.as_deref());
-                    let node = Self::loss(&mut tape, &model.config, prompts, batch, key)?;
+                    let node = Self::loss(&mut tape, &quiet, prompts, batch, key)?;
                     tape.values(&node)?[0]
                 }
-                Place::Device(config, stock) => {
-                    let node = Self::loss(&mut **stock, config, prompts, batch, key)?;
+                Place::Device(_, stock) => {
+                    let node = Self::loss(&mut **stock, &quiet, prompts, batch, key)?;
                     stock.values(&node)?[0]
                 }
             };

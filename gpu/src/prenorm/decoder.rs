@@ -59,6 +59,7 @@ pub(crate) fn parse(json: Value, path: &Path, kind: Kind) -> Result<PrenormConfi
         ("vocab_size", keys.vocab_size),
         ("hidden_size", keys.hidden_size),
         ("intermediate_size", keys.intermediate_size),
+        ("num_hidden_layers", keys.num_hidden_layers),
         ("num_attention_heads", keys.num_attention_heads),
         ("num_key_value_heads", kv_heads),
         ("max_position_embeddings", keys.max_position_embeddings),

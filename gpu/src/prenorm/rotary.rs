@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::encoder::{EncoderError, unsupported};
 
+/// What older files leave out.
+const THETA: f64 = 10_000.0;
+
 /// The angle that one position adds, for each of the K/2 pairs of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frequencies(Vec<f64>);
@@ -22,7 +25,8 @@ impl Frequencies {
         Frequencies((0..pairs).map(|i| theta.powf(-(i as f64) / pairs as f64)).collect())
     }
 
-    /// `theta^(-2i/K)`, scaled as `scaling` says: `default`, `linear` or `llama3`.
+    /// `theta^(-2i/K)`, scaled as `scaling` says: `default`, `linear` or `llama3`. As in `transformers`, what stands
+    /// there comes before `theta`.
     pub(super) fn parse(
         theta: Option<f64>,
         scaling: Option<&Value>,
@@ -42,10 +46,11 @@ impl Frequencies {
                 Err(unsupported(path, key, got, "a positive number"))
             }
         };
-        let theta = match theta.or(of("rope_theta").and_then(Value::as_f64)) {
+        let (own, other) = (of("rope_theta").filter(|own| !own.is_null()), theta.unwrap_or(THETA));
+        let theta = match own.map_or(Some(other), Value::as_f64) {
             Some(theta) if theta > 1.0 => theta,
-            got => {
-                let got = got.map_or("absent".to_string(), |got| got.to_string());
+            _ => {
+                let got = own.map_or_else(|| other.to_string(), Value::to_string);
                 return Err(unsupported(path, "rope_theta", got, "a number above 1"));
             }
         };

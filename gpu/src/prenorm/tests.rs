@@ -180,6 +180,13 @@ fn old_and_new_keys_say_the_same() {
         config["rope_parameters"] = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4})
     });
     assert_ne!(states(other.path()), states(&golden().join("llama")));
+    let without = changed("llama", |config| {
+        let rope = config["rope_parameters"].as_object_mut();
+        drop(rope.expect("an object").remove("rope_theta"));
+    });
+    assert_eq!(states(without.path()), states(&golden().join("llama")));
+    let twice = changed("llama", |config| config["rope_theta"] = json!(500.0));
+    assert_eq!(states(twice.path()), states(&golden().join("llama")));
     let both_ways = changed("qwen3", |config| config["is_causal"] = json!(false));
     assert_ne!(states(both_ways.path()), states(&golden().join("qwen3")));
 }
@@ -216,17 +223,19 @@ fn refusals_name_the_key_and_what_is_supported() {
         "rope_type is \"yarn\", supported: \"default\", \"linear\", \"llama3\"",
     );
     ends(
-        refused("llama", "rope_parameters", json!({})),
-        "rope_theta is absent, supported: a number above 1",
+        refused("llama", "rope_parameters", json!({"rope_theta": 0.5})),
+        "rope_theta is 0.5, supported: a number above 1",
     );
     ends(
         refused("qwen3", "head_dim", Value::Null),
         "head_dim is absent, supported: the width of a head",
     );
-    ends(
-        refused("qwen3", "vocab_size", json!(0)),
-        "vocab_size is 0, supported: at least 1",
-    );
+    for key in ["vocab_size", "num_hidden_layers"] {
+        ends(
+            refused("qwen3", key, json!(0)),
+            &format!("{key} is 0, supported: at least 1"),
+        );
+    }
     assert!(refused("t5_relu", "feed_forward_proj", json!("gated-selu")).contains("feed_forward_proj is \"selu\""));
     assert!(refused("t5_relu", "d_kv", json!("x")).contains("config.json"));
     ends(

@@ -4,6 +4,9 @@
 //! goes to the best continuation of the first b partial codes that places before it do not hold. The first place is
 //! the greedy code. Shape legend: N rows, D width, C levels, K entries of a codebook, B places of the beam.
 
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
 use rayon::prelude::*;
 
 use super::{ResidualQuantizer, normalize};
@@ -22,25 +25,38 @@ struct Partial {
     scale: f64,
 }
 
-/// Codes [N, C] of `rows_ND` by a beam of `width`, from the greedy codes of the same rows.
-pub(super) fn encode(quantizer: &ResidualQuantizer, rows_nd: &[f32], greedy_nc: &[u32], width: usize) -> Vec<u32> {
+/// Turns the greedy codes [N, C] of `rows_ND` into those of a beam of `width`; `on_rows(done)` is called now and then,
+/// and a break leaves the rest greedy.
+pub(super) fn encode(
+    quantizer: &ResidualQuantizer,
+    rows_nd: &[f32],
+    codes_nc: &mut [u32],
+    width: usize,
+    on_rows: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) {
     let (dim, levels) = (quantizer.dim, quantizer.codebooks_ckd.len());
     let books: Vec<Book> = quantizer
         .codebooks_ckd
         .iter()
         .map(|book| Book::new(book, dim))
         .collect();
-    let mut codes_nc = vec![0u32; greedy_nc.len()];
-    codes_nc
-        .par_chunks_mut(PANEL * levels)
-        .zip(rows_nd.par_chunks(PANEL * dim))
-        .zip(greedy_nc.par_chunks(PANEL * levels))
-        .for_each_init(Scratch::default, |scratch, ((to_nc, rows_nd), greedy_nc)| {
-            let found = search(quantizer, &books, rows_nd, greedy_nc, width, scratch);
-            let to = to_nc.chunks_exact_mut(levels).zip(found);
-            to.for_each(|(to_c, found_c)| to_c.copy_from_slice(&found_c));
-        });
-    codes_nc
+    // whole panels, so that the share does not matter to the codes
+    let share = PANEL * 2 * rayon::current_num_threads();
+    let mut done = 0;
+    for (codes_nc, rows_nd) in codes_nc.chunks_mut(share * levels).zip(rows_nd.chunks(share * dim)) {
+        codes_nc
+            .par_chunks_mut(PANEL * levels)
+            .zip(rows_nd.par_chunks(PANEL * dim))
+            .for_each_init(Scratch::default, |scratch, (codes_nc, rows_nd)| {
+                let found = search(quantizer, &books, rows_nd, codes_nc, width, scratch);
+                let to = codes_nc.chunks_exact_mut(levels).zip(found);
+                to.for_each(|(to_c, found_c)| to_c.copy_from_slice(&found_c));
+            });
+        done += rows_nd.len() / dim;
+        if on_rows(done).is_break() {
+            return;
+        }
+    }
 }
 
 /// A codebook with its columns as rows, for the product.
@@ -120,13 +136,22 @@ fn best(mut beam: Vec<Partial>) -> Vec<u32> {
     beam.swap_remove(best.1).codes_c
 }
 
+/// A continuation: its error, a place of this level, a code.
+type Open = (f64, usize, u32);
+
+/// The least error first; ties by place, then by code.
+fn order(a: &Open, b: &Open) -> Ordering {
+    a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2))
+}
+
 /// Which continuations the places of the next level hold: (place of this level, code).
 fn places(beam: &[Partial], book: &Book, dots_bk: &[f32], greedy: u32, width: usize) -> Vec<(usize, u32)> {
     let k = book.squared_norm_k.len();
-    // continuations of the places so far, none taken yet, best first
-    let mut open: Vec<(f64, usize, u32)> = Vec::new();
+    let wanted = width.min(beam.len() * k);
+    // the best continuations of the places so far, none taken yet, no more than can still be taken
+    let mut open: Vec<Open> = Vec::new();
     let mut places = vec![(0, greedy)];
-    for place in 0..width.min(beam.len() * k) {
+    for place in 0..wanted {
         if let Some(partial) = beam.get(place) {
             let squared = lanes::squared_norm(&partial.residual_d);
             let weight = partial.scale * partial.scale;
@@ -135,21 +160,18 @@ fn places(beam: &[Partial], book: &Book, dots_bk: &[f32], greedy: u32, width: us
                 weight * (squared + book.squared_norm_k[code] - 2.0 * dot)
             };
             let codes = (0..k).filter(|code| (place, *code) != (0, greedy as usize));
-            let mut own: Vec<(f64, usize, u32)> = codes.map(|code| (error(code), place, code as u32)).collect();
-            let order = |a: &(f64, usize, u32), b: &(f64, usize, u32)| {
-                a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2))
-            };
-            // no more than `width` of them can ever be taken
-            if own.len() > width {
-                own.select_nth_unstable_by(width, order);
-                own.truncate(width);
+            open.extend(codes.map(|code| (error(code), place, code as u32)));
+            let left = wanted - place;
+            if open.len() > left {
+                open.select_nth_unstable_by(left - 1, order);
+                open.truncate(left);
             }
-            open.extend(own);
-            open.sort_by(order);
         }
         // the first place is the greedy one
-        if place > 0 && !open.is_empty() {
-            let (_, from, code) = open.remove(0);
+        if place > 0
+            && let Some(best) = (0..open.len()).min_by(|a, b| order(&open[*a], &open[*b]))
+        {
+            let (_, from, code) = open.swap_remove(best);
             places.push((from, code));
         }
     }
@@ -170,9 +192,12 @@ impl Partial {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::super::tests::{config, rows};
     use super::super::{ResidualConfig, fit};
-    use crate::lanes;
+    use super::{Book, Partial};
+    use crate::{draws, lanes};
 
     /// Squared errors of every row, where normalisation is undone.
     fn errors(quantizer: &super::ResidualQuantizer, rows_nd: &[f32], codes_nc: &[u32]) -> Vec<f64> {
@@ -214,6 +239,95 @@ mod tests {
             }
             assert!(before.iter().sum::<f64>() < 0.95 * first);
         }
+    }
+
+    /// The places as the head of this file says it: one after the other, the best of all that are open.
+    fn by_rule(beam: &[Partial], book: &Book, dots_bk: &[f32], greedy: u32, width: usize) -> Vec<(usize, u32)> {
+        let k = book.squared_norm_k.len();
+        let error = |(from, code): (usize, u32)| {
+            let partial = &beam[from];
+            let dot = f64::from(dots_bk[from * k + code as usize]);
+            let squared = lanes::squared_norm(&partial.residual_d) + book.squared_norm_k[code as usize];
+            partial.scale * partial.scale * (squared - 2.0 * dot)
+        };
+        let mut places = vec![(0, greedy)];
+        for place in 1..width.min(beam.len() * k) {
+            let open = (0..beam.len().min(place + 1)).flat_map(|from| (0..k as u32).map(move |code| (from, code)));
+            let open = open.filter(|open| !places.contains(open));
+            let best = open.min_by(|a, b| error(*a).total_cmp(&error(*b)).then(a.cmp(b)));
+            places.extend(best);
+        }
+        places
+    }
+
+    /// On a grid, where many continuations are equally good.
+    #[test]
+    fn places_follow_the_rule_ties_too() {
+        let grid = |stream: u64, n: usize| -> Vec<f32> {
+            let number = |i: usize| draws::normal(5, stream, i as u64).round() as f32;
+            (0..n).map(number).collect()
+        };
+        for case in 0..40u64 {
+            let (places, k) = (1 + case as usize % 9, 1 + case as usize % 7);
+            let codebook_kd = grid(2 * case, k * 2);
+            let book = Book::new(&codebook_kd, 2);
+            let partial = |row_d: &[f32]| Partial {
+                codes_c: Vec::new(),
+                residual_d: row_d.to_vec(),
+                scale: 1.0,
+            };
+            let beam: Vec<Partial> = grid(2 * case + 1, places * 2).chunks(2).map(partial).collect();
+            let dot = |a: &[f32], b: &[f32]| a[0] * b[0] + a[1] * b[1];
+            let dots_bk: Vec<f32> = beam
+                .iter()
+                .flat_map(|partial| {
+                    codebook_kd
+                        .chunks(2)
+                        .map(move |entry_d| dot(&partial.residual_d, entry_d))
+                })
+                .collect();
+            let greedy = case as u32 % k as u32;
+            for width in [1, 2, 3, 7, 9, 20, 100] {
+                let found = super::places(&beam, &book, &dots_bk, greedy, width);
+                assert_eq!(
+                    found,
+                    by_rule(&beam, &book, &dots_bk, greedy, width),
+                    "case {case}, width {width}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_tells_how_far_it_is_and_a_break_leaves_the_rest_greedy() {
+        let x = rows(2000, 3);
+        let greedy = fit(&x, 3, &config(&[5, 6], false), |_, _| ()).unwrap();
+        let wide = ResidualConfig {
+            beam: 4,
+            ..config(&[5, 6], false)
+        };
+        let wide = fit(&x, 3, &wide, |_, _| ()).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("pool");
+        let search = |stop: usize| {
+            let (mut fit, mut told) = (greedy.clone(), Vec::new());
+            pool.install(|| {
+                fit.search(&x, 4, |done| {
+                    told.push(done);
+                    match done < stop {
+                        true => ControlFlow::Continue(()),
+                        false => ControlFlow::Break(()),
+                    }
+                });
+            });
+            (fit, told)
+        };
+        let (whole, told) = search(usize::MAX);
+        assert_eq!((whole, told.len(), told.last()), (wide.clone(), 11, Some(&2000)));
+        let (part, told) = search(500);
+        let at = told[told.len() - 1] * 2;
+        assert!(at < wide.codes_nc.len());
+        assert_eq!(part.codes_nc[..at], wide.codes_nc[..at]);
+        assert_eq!(part.codes_nc[at..], greedy.codes_nc[at..]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use arrow::datatypes::UInt64Type;
 use sluice_engine::Result;
 
 use super::targets::times;
-use super::{Check, Verdict};
+use super::{Check, TEST, TRAIN, Verdict};
 use crate::schema::{self, ITEM_ID, POSITION, TARGET, TARGET_TIMESTAMP, USER_ID, natural_key, natural_order};
 use crate::sequences::Sequences;
 
@@ -18,10 +18,9 @@ const GIVEN: f64 = 0.95;
 
 /// What train knows of the time after test targets.
 pub(super) fn across_users(train: &RecordBatch, test: &RecordBatch) -> Result<Vec<Check>> {
-    let mut trained: Vec<i64> = times(train)?.into_iter().flatten().flatten().collect();
+    let mut trained: Vec<i64> = times(train, TRAIN)?.into_iter().flatten().flatten().collect();
     trained.sort_unstable();
-    let of = schema::times(test, TARGET_TIMESTAMP)?;
-    let targets: Vec<i64> = of.iter().flatten().collect();
+    let targets: Vec<i64> = schema::times(test, TARGET_TIMESTAMP)?.iter().flatten().collect();
     let later = |target: &i64| trained.len() - trained.partition_point(|time| time <= target);
     let counts: Vec<usize> = targets.iter().map(later).collect();
     let (early, pairs) = (
@@ -29,6 +28,11 @@ pub(super) fn across_users(train: &RecordBatch, test: &RecordBatch) -> Result<Ve
         counts.iter().sum::<usize>(),
     );
     let all = targets.len() * trained.len();
+    let of = if trained.is_empty() { 0 } else { targets.len() };
+    let why = match targets.is_empty() {
+        true => "no time of a test target is known",
+        false => "no time of a train interaction is known",
+    };
     let told = |count: usize, words: String, none: &str| if count == 0 { none.to_string() } else { words };
     let share = 100.0 * pairs as f64 / all.max(1) as f64;
     let none = "no train interaction is later than a test target";
@@ -45,20 +49,14 @@ pub(super) fn across_users(train: &RecordBatch, test: &RecordBatch) -> Result<Ve
         none,
     );
     Ok(vec![
-        Check::none(
-            "targets_before_end_of_train",
-            early,
-            targets.len(),
-            Verdict::Warning,
-            one,
-        ),
-        Check::none("train_later_than_target", pairs, all, Verdict::Warning, two),
+        Check::none("targets_before_end_of_train", (early, of), Verdict::Warning, one, why),
+        Check::none("train_later_than_target", (pairs, all), Verdict::Warning, two, why),
     ])
 }
 
 /// Neighbours of equal time, by the order of their item ids.
 pub(super) fn ties(test: &RecordBatch) -> Result<Vec<Check>> {
-    let (sequences, times) = (Sequences::read(test)?, times(test)?);
+    let (sequences, times) = (Sequences::read(test)?, times(test, TEST)?);
     let (targets, at) = (schema::strings(test, TARGET)?, schema::times(test, TARGET_TIMESTAMP)?);
     let (mut all, mut last) = ((0, 0), (0, 0));
     let count = |pairs: &mut (u64, u64), before: &str, after: &str| {
@@ -81,7 +79,10 @@ pub(super) fn ties(test: &RecordBatch) -> Result<Vec<Check>> {
         }
     }
     let check = |name: &str, (count, of): (u64, u64), whom: &str| {
-        let share = count as f64 / of.max(1) as f64;
+        if of == 0 {
+            return Check::not_checked(name, &format!("no {whom} are known to have the same time"));
+        }
+        let share = count as f64 / of as f64;
         let verdict = match share {
             _ if of < FEWEST => Verdict::Ok,
             share if share >= GIVEN || share <= 1.0 - GIVEN => Verdict::Leak,
@@ -91,7 +92,7 @@ pub(super) fn ties(test: &RecordBatch) -> Result<Vec<Check>> {
         let words = match verdict {
             Verdict::Leak => ": item ids tell which comes next",
             Verdict::Warning => ": more to one side than chance",
-            Verdict::Ok => "",
+            Verdict::Ok | Verdict::NotChecked => "",
         };
         let percent = 100.0 * share;
         let sentence =
@@ -129,7 +130,11 @@ pub(super) fn of_the_file(interactions: &RecordBatch) -> Result<Vec<Check>> {
         order.sort_unstable_by_key(|(id, _)| natural_key(id));
         let of = order.len().saturating_sub(1) as u64;
         let count = order.windows(2).filter(|pair| pair[0].1 < pair[1].1).count() as u64;
-        let share = count as f64 / of.max(1) as f64;
+        if of == 0 {
+            checks.push(Check::not_checked(name, &format!("there are fewer than two {what}s")));
+            continue;
+        }
+        let share = count as f64 / of as f64;
         let given = of >= FEWEST && (share >= GIVEN || share <= 1.0 - GIVEN);
         let words = if given {
             ": ties that are broken by id follow the file"

@@ -61,7 +61,14 @@ fn a_clean_split_is_clean() {
     let (train, valid, test) = clean();
     let rows = of_split(&train, &valid, &test);
     assert_eq!(rows.len(), 8);
-    assert!(rows.values().all(|row| row.2 == "ok"), "{rows:#?}");
+    // Nothing has the same time as what is beside it.
+    let others: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.1.2 != "ok")
+        .map(|row| row.0.as_str())
+        .collect();
+    assert_eq!(others, ["target_ties_in_id_order", "ties_in_id_order"], "{rows:#?}");
+    assert_eq!(rows["ties_in_id_order"], found(0, 0, "not_checked"));
     assert_eq!(rows["test_target_in_train"], found(0, 12, "ok"));
 }
 
@@ -112,6 +119,99 @@ fn repeats_are_no_leaks() {
 }
 
 #[test]
+fn every_row_of_a_user_is_looked_at() {
+    let (mut train, valid, mut test) = clean();
+    train[0] = "u0 10,40,99 1,2,2".into();
+    test.insert(0, "u0 10,40 1,2 99 1".into());
+    let rows = of_split(&train, &valid, &test);
+    assert_eq!(rows["test_target_in_train"], found(1, 12, "leak"));
+    assert_eq!(rows["train_after_test_target"], found(1, 12, "leak"));
+    test[0] = "u0 10,40 1,2 50 4".into();
+    let rows = of_split(&train, &valid, &test);
+    assert_eq!(rows["test_target_in_train"], found(0, 12, "ok"));
+    assert_eq!(rows["test_target_in_valid"], found(1, 12, "leak"));
+    let fitted = text::parse("user_id item_id\nu0 50").unwrap();
+    let inputs = [
+        (TRAIN, parse(TRAIN_HEAD, &train)),
+        (TEST, parse(HELD_HEAD, &test)),
+        (FIT_ROWS, fitted),
+    ];
+    assert_eq!(audit(&inputs)["test_target_in_fit_rows"], found(1, 1, "leak"));
+}
+
+/// What a check with nothing to compare says.
+fn unchecked(inputs: &[(&str, RecordBatch)], check: &str) -> String {
+    assert_eq!(audit(inputs)[check], found(0, 0, "not_checked"), "{check}");
+    let out = harness::run(&AuditLeakage::default(), inputs).unwrap();
+    let batch = out.batch(OUT).unwrap();
+    let names = schema::strings(&batch, "check").unwrap();
+    let row = names.iter().position(|name| name == Some(check)).unwrap();
+    let sentence = schema::strings(&batch, "sentence").unwrap().value(row);
+    sentence.strip_suffix(": nothing was compared").unwrap().to_string()
+}
+
+#[test]
+fn nothing_to_compare_is_not_ok() {
+    let (train, _, test) = clean();
+    let strangers: Vec<String> = train.iter().map(|row| row.replace('u', "x")).collect();
+    let untimed: Vec<String> = (0..12).map(|user| format!("u{user} {} null", user + 10)).collect();
+    let rows = |rows: &str| text::parse(rows).unwrap();
+    let of = |train: &[String], test: &[String]| {
+        vec![
+            (TRAIN, parse(TRAIN_HEAD, train)),
+            (TEST, parse(HELD_HEAD, test)),
+            (FIT_ROWS, rows("user_id item_id\nx0 70")),
+            (FIT_ITEMS, rows("item_id\nother")),
+        ]
+    };
+    let others = of(&strangers, &test);
+    for check in ["test_target_in_train", "train_after_test_target"] {
+        assert_eq!(unchecked(&others, check), "no user of test is in train");
+    }
+    assert_eq!(
+        unchecked(&others, "test_target_in_fit_rows"),
+        "no user of test is in the rows that were fitted on"
+    );
+    assert_eq!(
+        unchecked(&others, "cold_target_in_fit_items"),
+        "no item that was fitted on is in train or a test target"
+    );
+    let none = of(&train, &[]);
+    for check in [
+        "test_target_in_train",
+        "train_after_test_target",
+        "cold_target_in_fit_items",
+    ] {
+        assert_eq!(unchecked(&none, check), "test has no targets");
+    }
+    assert_eq!(
+        unchecked(&none, "train_later_than_target"),
+        "no time of a test target is known"
+    );
+    let untimed = of(&untimed, &test);
+    assert_eq!(audit(&untimed)["test_target_in_train"], found(0, 12, "ok"));
+    assert_eq!(
+        unchecked(&untimed, "train_after_test_target"),
+        "no user has known times in both train and test"
+    );
+    assert_eq!(
+        unchecked(&untimed, "targets_before_end_of_train"),
+        "no time of a train interaction is known"
+    );
+}
+
+#[test]
+fn times_that_are_no_times_of_the_items_are_refused() {
+    let train = parse(TRAIN_HEAD, &["u a,b 1,2".into()]);
+    for (row, counts) in [("u a 1,1,1,1 y 1", "1 items and 4"), ("u - 4 y 4", "0 items and 1")] {
+        let test = parse(HELD_HEAD, &[row.into()]);
+        let error = harness::run(&AuditLeakage::default(), &[(TRAIN, train.clone()), (TEST, test)]).unwrap_err();
+        let message = format!("user \"u\" of \"test\" has {counts} times in a row");
+        assert_eq!((error.code.as_str(), error.message), ("bad-row", message));
+    }
+}
+
+#[test]
 fn what_was_fitted_on_is_looked_through() {
     let (train, valid, test) = clean();
     let inputs = || {
@@ -128,10 +228,10 @@ fn what_was_fitted_on_is_looked_through() {
         audit(&all)
     };
     let fitted = with(FIT_ROWS, rows("u0 10\nu1 70\nu2 60\n"));
-    assert_eq!(fitted["test_target_in_fit_rows"], found(0, 12, "ok"));
+    assert_eq!(fitted["test_target_in_fit_rows"], found(0, 3, "ok"));
     // u0's test target and u2's valid target.
     let fitted = with(FIT_ROWS, rows("u0 10\nu0 70\nu2 52\n"));
-    assert_eq!(fitted["test_target_in_fit_rows"], found(1, 12, "leak"));
+    assert_eq!(fitted["test_target_in_fit_rows"], found(1, 2, "leak"));
     assert_eq!(
         fitted["valid_target_in_fit_rows"].2,
         if valid[2].contains(" 52 3") { "leak" } else { "ok" }
@@ -167,7 +267,8 @@ fn samples_and_prompts_are_read() {
     assert_eq!(of("u 0,1,0,2 2,2\nv 1,1 1,2"), found(1, 2, "leak"));
     assert_eq!(of("u 0,1 0,2\nv 1,1,0,1 2,2"), found(1, 2, "leak"));
     // Codes across a border of two items are none: 1,0 | 1,1 holds 0,1.
-    assert_eq!(of("v 1,0,1,1 1,2"), found(0, 2, "ok"));
+    assert_eq!(of("v 1,0,1,1 1,2"), found(0, 1, "ok"));
+    assert_eq!(of("w 0,1 2,2"), found(0, 0, "not_checked"));
     let titles =
         text::parse("item_id tokens:[u32]\na 1,2,3,0\nb 4,5,0\nc 6,7,8,0\nd 1,2,9,0\ne 5,5,5,0\nf 7,8,9,0").unwrap();
     let prompts = |rows: &str| text::parse(&format!("user_id tokens:[u32]\n{rows}")).unwrap();

@@ -19,12 +19,11 @@ pub(super) fn samples(split: &Split, samples: &Table, ids: &RecordBatch) -> Resu
     let (codes, levels) = schema::semantic_id_codes(ids)?;
     let items = schema::strings(ids, ITEM_ID)?;
     let code: HashMap<&str, &[u16]> = items.iter().flatten().zip(codes.chunks_exact(levels)).collect();
-    let wanted = wanted(split, |held| {
+    let mut wanted = Wanted::all(split, |held| {
         let own = *code.get(held.target)?;
         let seen = held.history.iter().any(|item| code.get(item) == Some(&own));
         (!seen).then_some(own)
     });
-    let mut found = vec![HashSet::new(); wanted.len()];
     for batch in samples.batches()? {
         let batch = batch?;
         let users = schema::strings(&batch, USER_ID)?;
@@ -34,19 +33,18 @@ pub(super) fn samples(split: &Split, samples: &Table, ids: &RecordBatch) -> Resu
             targets.values().as_primitive::<UInt16Type>(),
         );
         for row in 0..batch.num_rows() {
-            let user = users.value(row);
-            for ((_, _, wanted), found) in wanted.iter().zip(&mut found) {
-                let Some(own) = wanted.get(user) else { continue };
-                let offsets = lists.value_offsets();
-                let read = &history.values()[offsets[row] as usize..offsets[row + 1] as usize];
-                let at = (targets.offset() + row) * levels;
-                if read.chunks_exact(levels).any(|code| code == *own) || &target.values()[at..at + levels] == *own {
-                    found.insert(user.to_string());
-                }
+            let offsets = lists.value_offsets();
+            let read = &history.values()[offsets[row] as usize..offsets[row + 1] as usize];
+            let at = (targets.offset() + row) * levels;
+            let aimed_at = &target.values()[at..at + levels];
+            for wanted in &mut wanted {
+                wanted.look(users.value(row), |own| {
+                    aimed_at == own || read.chunks_exact(levels).any(|code| code == own)
+                });
             }
         }
     }
-    Ok(checks(&wanted, &found, SAMPLES, "codes"))
+    Ok(wanted.iter().map(|wanted| wanted.check(SAMPLES, "codes")).collect())
 }
 
 /// Targets whose titles must not be found in their users' prompts.
@@ -60,7 +58,7 @@ pub(super) fn prompts(split: &Split, prompts: &Table, titles: &RecordBatch) -> R
         // The last token ends the text.
         title.insert(items.value(row), &all[..all.len().saturating_sub(1)]);
     }
-    let wanted = wanted(split, |held| {
+    let mut wanted = Wanted::all(split, |held| {
         let own = *title.get(held.target).filter(|own| own.len() >= SHORTEST)?;
         let seen = held
             .history
@@ -68,56 +66,82 @@ pub(super) fn prompts(split: &Split, prompts: &Table, titles: &RecordBatch) -> R
             .any(|item| title.get(item).is_some_and(|other| contains(other, own)));
         (!seen).then_some(own)
     });
-    let mut found = vec![HashSet::new(); wanted.len()];
     for batch in prompts.batches()? {
         let batch = batch?;
         let (users, lists) = (schema::strings(&batch, USER_ID)?, schema::lists(&batch, TOKENS)?);
         let (tokens, offsets) = (lists.values().as_primitive::<UInt32Type>(), lists.value_offsets());
         for row in 0..batch.num_rows() {
-            let user = users.value(row);
-            for ((_, _, wanted), found) in wanted.iter().zip(&mut found) {
-                let Some(own) = wanted.get(user) else { continue };
-                let read = &tokens.values()[offsets[row] as usize..offsets[row + 1] as usize];
-                if !found.contains(user) && contains(read, own) {
-                    found.insert(user.to_string());
-                }
+            let read = &tokens.values()[offsets[row] as usize..offsets[row + 1] as usize];
+            for wanted in &mut wanted {
+                wanted.look(users.value(row), |own| contains(read, own));
             }
         }
     }
-    Ok(checks(&wanted, &found, PROMPTS, "title"))
+    Ok(wanted.iter().map(|wanted| wanted.check(PROMPTS, "title")).collect())
 }
 
-/// By `test` and `valid`: how many users there are, and what must not be found with each.
-type Wanted<'a, T> = Vec<(&'static str, usize, HashMap<&'a str, &'a [T]>)>;
+/// What must not be found with whom, of `test` or `valid`.
+struct Wanted<'a, T> {
+    name: &'static str,
+    of: HashMap<&'a str, Vec<&'a [T]>>,
+    /// Those of them whose text was read.
+    met: HashSet<&'a str>,
+    /// Those of them with whom something was found.
+    found: HashSet<&'a str>,
+}
 
-fn wanted<'a, T>(split: &'a Split, of: impl Fn(&Held) -> Option<&'a [T]>) -> Wanted<'a, T> {
-    let held = split.held.iter();
-    held.map(|(name, held)| {
-        let wanted = held.iter().filter_map(|(user, held)| Some((*user, of(held)?)));
-        (*name, held.len(), wanted.collect())
-    })
-    .collect()
+impl<'a, T> Wanted<'a, T> {
+    fn all(split: &'a Split, of: impl Fn(&Held) -> Option<&'a [T]>) -> Vec<Self> {
+        let mut all = Vec::new();
+        for &(name, ref held) in &split.held {
+            let mut wanted = Wanted {
+                name,
+                of: HashMap::new(),
+                met: HashSet::new(),
+                found: HashSet::new(),
+            };
+            for (user, rows) in held {
+                let own: Vec<&[T]> = rows.iter().filter_map(&of).collect();
+                if !own.is_empty() {
+                    wanted.of.insert(*user, own);
+                }
+            }
+            all.push(wanted);
+        }
+        all
+    }
+
+    /// Looks through something that was read of a user.
+    fn look(&mut self, user: &str, holds: impl Fn(&[T]) -> bool) {
+        let Some((&user, wanted)) = self.of.get_key_value(user) else {
+            return;
+        };
+        self.met.insert(user);
+        if !self.found.contains(user) && wanted.iter().any(|&own| holds(own)) {
+            self.found.insert(user);
+        }
+    }
+
+    fn check(&self, what: &str, by: &str) -> Check {
+        let name = self.name;
+        let sentence = match self.found.len() {
+            0 => format!("no {by} of a {name} target is in its user's {what}"),
+            count => format!("{count} users have the {by} of their {name} target in {what}"),
+        };
+        let why = match self.of.is_empty() {
+            true => format!("there is no {by} of a {name} target to look for"),
+            false => format!("no user of {name} is in {what}"),
+        };
+        Check::none(
+            &format!("{name}_target_in_{what}"),
+            (self.found.len(), self.met.len()),
+            Verdict::Leak,
+            sentence,
+            &why,
+        )
+    }
 }
 
 fn contains(text: &[u32], part: &[u32]) -> bool {
     text.windows(part.len().max(1)).any(|window| window == part)
-}
-
-fn checks<T>(wanted: &Wanted<T>, found: &[HashSet<String>], what: &str, by: &str) -> Vec<Check> {
-    let pairs = wanted.iter().zip(found);
-    pairs
-        .map(|((name, _, wanted), found)| {
-            let sentence = match found.len() {
-                0 => format!("no {by} of a {name} target is in its user's {what}"),
-                count => format!("{count} users have the {by} of their {name} target in {what}"),
-            };
-            Check::none(
-                &format!("{name}_target_in_{what}"),
-                found.len(),
-                wanted.len(),
-                Verdict::Leak,
-                sentence,
-            )
-        })
-        .collect()
 }

@@ -129,6 +129,26 @@ fn different_users_are_refused_with_their_numbers() {
     assert!(told.contains("2 only in \"a\", 1 only in \"b\", 1 in both"), "{told}");
 }
 
+#[test]
+fn different_targets_are_refused_unless_asked_for() {
+    let read = |label: &str, rows: &str| Scores::read(label, &text::parse(rows).unwrap(), "recall_5").unwrap();
+    let system = |name: &str, scores: Scores| System {
+        name: name.to_string(),
+        runs: vec![scores],
+    };
+    let test = read("a", "user_id target recall_5:f64\nu x 1\nv y 0");
+    let valid = read("b", "user_id target recall_5:f64\nv z 1\nu x 1");
+    let error = compare(&[system("a", test.clone()), system("b", valid.clone())], &SETTINGS).unwrap_err();
+    assert_eq!(error.code, "different-targets");
+    let told = error.to_string();
+    assert!(
+        told.contains("for 1 of 2 users") && told.contains("user \"v\" was scored on \"y\" in the first and on \"z\""),
+        "{told}"
+    );
+    let mixed = [system("a", test.of_any_target()), system("b", valid.of_any_target())];
+    assert!(compare(&mixed, &SETTINGS).is_ok());
+}
+
 /// Where systems are interchangeable, p is uniform: no level is undercut more often than it says.
 #[test]
 fn p_is_uniform_when_there_is_no_difference() {

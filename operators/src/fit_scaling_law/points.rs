@@ -12,6 +12,7 @@ use sluice_engine::{Error, Result};
 use super::{FitScalingLaw, PER_USER, POINTS};
 use crate::count_parameters::{PARAMETERS, PART};
 use crate::metric_rows;
+use crate::report::numbers::short;
 use crate::scaling::intervals::Users;
 use crate::scaling::{PARTS, Point};
 use crate::schema::{self, BEAM, BETTER, RANK, TARGET, TIED, USER_ID};
@@ -66,6 +67,14 @@ fn doubles(batch: &RecordBatch, column: &str) -> Result<Float64Array> {
         column,
     )?
     .clone())
+}
+
+fn number(values: &Float64Array, row: usize) -> Option<f64> {
+    values.is_valid(row).then(|| values.value(row))
+}
+
+fn told(number: Option<f64>) -> String {
+    number.map_or_else(|| "null".to_string(), short)
 }
 
 fn called(axes: &[String], values: &[String]) -> String {
@@ -123,16 +132,27 @@ impl FitScalingLaw {
         let pick = |values: &[String]| -> Vec<String> { named.iter().map(|at| values[*at].clone()).collect() };
         let called_by = pick(&names);
         let labels: Vec<String> = keys.iter().map(|key| called(&called_by, &pick(key))).collect();
+        let place = |row: usize| match called_by.is_empty() {
+            true => format!("row {}", row + 1),
+            false => labels[row].clone(),
+        };
         let mut points = Vec::new();
-        for (row, label) in labels.iter().enumerate() {
-            let value = if values.is_valid(row) {
-                values.value(row)
-            } else {
-                f64::NAN
+        for row in 0..batch.num_rows() {
+            let value = number(&values, row);
+            let Some(value) = value.filter(|value| value.is_finite()) else {
+                let known: Result<Vec<String>> = sizes
+                    .iter()
+                    .flatten()
+                    .map(|column| Ok(format!("{column} = {}", told(number(&doubles(&batch, column)?, row)))))
+                    .collect();
+                let known = match known?.join(", ") {
+                    known if known.is_empty() => known,
+                    known => format!(" ({known})"),
+                };
+                let message = format!("{}{known}: \"{}\" is {}", place(row), self.value, told(value));
+                return Err(Error::data("bad-point", message)
+                    .hint("values of points are finite numbers; leave out rows without one"));
             };
-            if !value.is_finite() {
-                return Err(bad_point(label, &self.value, value));
-            }
             points.push(Point {
                 sizes: [f64::NAN; PARTS.len()],
                 value,
@@ -145,14 +165,13 @@ impl FitScalingLaw {
             if let Some(column) = column {
                 let of = doubles(&batch, column)?;
                 for (row, point) in points.iter_mut().enumerate() {
-                    point.sizes[part] = if of.is_valid(row) { of.value(row) } else { f64::NAN };
-                    check_size(&labels[row], column, point.sizes[part])?;
+                    point.sizes[part] = size(&place(row), column, number(&of, row))?;
                 }
             } else if inputs.has(PARTS[part]) {
                 let counts = self.counts(part, inputs.table(PARTS[part])?, &names)?;
                 for (row, point) in points.iter_mut().enumerate() {
-                    point.sizes[part] = counts.of(&keys[row], &labels[row])?;
-                    check_size(&labels[row], PARTS[part], point.sizes[part])?;
+                    let count = counts.of(&keys[row], &labels[row])?;
+                    point.sizes[part] = size(&place(row), PARTS[part], Some(count))?;
                 }
             }
         }
@@ -345,14 +364,53 @@ impl Counts {
     }
 }
 
-fn bad_point(label: &str, column: &str, value: f64) -> Error {
-    Error::data("bad-point", format!("\"{column}\" of {label} is {value}"))
-        .hint("points are finite numbers; leave out rows without a value")
+fn size(place: &str, column: &str, size: Option<f64>) -> Result<f64> {
+    size.filter(|size| size.is_finite() && *size > 0.0).ok_or_else(|| {
+        let message = format!(
+            "size \"{column}\" of {place} is {}: sizes are positive numbers",
+            told(size)
+        );
+        Error::data("bad-point", message)
+    })
 }
 
-fn check_size(label: &str, column: &str, size: f64) -> Result<()> {
-    match size.is_finite() && size > 0.0 {
-        true => Ok(()),
-        false => Err(bad_point(label, column, size)),
+#[cfg(test)]
+mod tests {
+    use sluice_engine::{harness, text};
+
+    use super::*;
+    use crate::fit_scaling_law::{Law, SizeColumns};
+
+    fn told(rows: &str) -> String {
+        let config = FitScalingLaw {
+            laws: vec![Law::Log],
+            value: "r".into(),
+            sizes: SizeColumns {
+                rs: Some("n".into()),
+                ..SizeColumns::default()
+            },
+            ..FitScalingLaw::default()
+        };
+        let error = harness::run(&config, &[(POINTS, text::parse(rows).unwrap())]).unwrap_err();
+        assert_eq!(error.code, "bad-point", "{error}");
+        error.message
+    }
+
+    #[test]
+    fn bad_points_are_named() {
+        for (row, wanted) in [
+            ("3e8 NaN", "row 2 (n = 300,000,000): \"r\" is NaN"),
+            ("3e8 null", "row 2 (n = 300,000,000): \"r\" is null"),
+            ("null NaN", "row 2 (n = null): \"r\" is NaN"),
+            ("0 0.1", "size \"n\" of row 2 is 0: sizes are positive numbers"),
+            ("-5 0.1", "size \"n\" of row 2 is -5: sizes are positive numbers"),
+            ("null 0.1", "size \"n\" of row 2 is null: sizes are positive numbers"),
+        ] {
+            assert_eq!(told(&format!("n:f64 r:f64\n1e6 0.01\n{row}")), wanted);
+        }
+        assert_eq!(
+            told("shape n:f64 r:f64\ns 1e6 0.01\nm 2e6 NaN"),
+            "shape=m (n = 2,000,000): \"r\" is NaN"
+        );
     }
 }

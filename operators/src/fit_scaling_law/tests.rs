@@ -214,6 +214,20 @@ fn bad_input_is_told() {
         ),
         "one-size"
     );
+    let sizes = SizeColumns {
+        rs: Some("n".into()),
+        llm: Some("m".into()),
+        ..SizeColumns::default()
+    };
+    let two = |size| FitScalingLaw {
+        sizes: sizes.clone(),
+        size,
+        resamples: 50,
+        ..plain(vec![Law::Power])
+    };
+    let one_varies = "n:f64 m:f64 value:f64\n1e6 1e7 0.01\n1e6 2e7 0.02\n1e6 4e7 0.03\n1e6 8e7 0.035\n";
+    assert_eq!(code(&two(None), one_varies), "one-size");
+    assert!(harness::run(&two(Some(SizedPart::Llm)), &[(POINTS, parse(one_varies))]).is_ok());
     assert_eq!(
         code(&plain(vec![Law::Log]), "n:f64 value:f64\n1e6 0.01\n2e6 NaN\n"),
         "bad-point"

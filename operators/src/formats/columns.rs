@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use arrow::array::ArrayRef;
+use arrow::datatypes::DataType;
 use parquet::arrow::ProjectionMask;
+use serde::{Deserialize, Deserializer};
 use sluice_engine::error::did_you_mean;
 use sluice_engine::table::CHUNK_ROWS;
 use sluice_engine::{Error, Result};
@@ -62,9 +64,89 @@ pub fn pick(file: &str, wanted: &[Wanted], there: &[String]) -> Result<Vec<Optio
     Ok(picks)
 }
 
+/// Whether `there` holds the column.
+pub fn has(column: &Wanted, there: &[String]) -> bool {
+    column.names().iter().any(|name| position(name, there).is_some())
+}
+
 /// Whether `there` holds columns for all required ones of `wanted`.
 pub fn fits(wanted: &[Wanted], there: &[String]) -> bool {
     pick("", wanted, there).is_ok()
+}
+
+/// Where each wanted column is in a Parquet file; an error if one has a type that it cannot be read from.
+pub fn parquet(path: &Path, file: &str, wanted: &[Wanted]) -> Result<Vec<Option<usize>>> {
+    let reader = parquet_reader(path, file)?;
+    let fields = reader.schema().fields();
+    let there: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
+    let picks = pick(file, wanted, &there)?;
+    for (column, at) in wanted.iter().zip(&picks) {
+        let Some(field) = at.map(|at| &fields[at]) else {
+            continue;
+        };
+        if let Some(what) = unfit(column.name, field.data_type()) {
+            let message = format!(
+                "\"{file}\": column \"{}\" is {}, which is no {what}",
+                field.name(),
+                short(field.data_type())
+            );
+            let hint = format!("\"columns: {{ {}: NAME }}\" takes another column", column.name);
+            return Err(Error::user("wrong-type", message).hint(hint));
+        }
+    }
+    Ok(picks)
+}
+
+/// What a Parquet column of this type is not, though the wanted column `name` must be it.
+fn unfit(name: &str, kind: &DataType) -> Option<&'static str> {
+    let kind = match kind {
+        DataType::Dictionary(_, values) => values.as_ref(),
+        kind => kind,
+    };
+    let bytes = matches!(kind, DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
+    let plain = kind.is_numeric() || kind.is_string() || bytes;
+    let date = matches!(kind, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64);
+    let (fits, what) = match name {
+        "user_id" | "item_id" => (plain, "id"),
+        "timestamp" => (plain || date || kind.is_null(), "time"),
+        "rating" | "price" => (plain || kind.is_null(), "number"),
+        _ => match kind {
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+                (unfit(name, item.data_type()).is_none(), "text")
+            }
+            DataType::Boolean => (true, "text"),
+            _ => (plain || date || kind.is_null(), "text"),
+        },
+    };
+    (!fits).then_some(what)
+}
+
+/// A type without the fields that are nested in it.
+fn short(kind: &DataType) -> String {
+    let text = kind.to_string();
+    match text.split_once('(') {
+        Some((name, _)) if kind.is_nested() => format!("{name}(..)"),
+        _ => text,
+    }
+}
+
+/// Whether numbers of this type may have fractions.
+pub fn fractional(kind: &DataType) -> bool {
+    kind.is_floating() || matches!(kind, DataType::Decimal128(_, 1..) | DataType::Decimal256(_, 1..))
+}
+
+/// A name in a config, or the number of a column.
+pub fn name_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a name or the number of a column")]
+    enum Name {
+        Number(u64),
+        Text(String),
+    }
+    Ok(match Name::deserialize(deserializer)? {
+        Name::Number(number) => number.to_string(),
+        Name::Text(text) => text,
+    })
 }
 
 /// The picked columns of the row group that `block` stands for, batch by batch.
@@ -138,6 +220,32 @@ mod tests {
             ..USER
         };
         assert_eq!(pick("f", &[optional], &names(&["x"])).unwrap(), [None]);
+    }
+
+    #[test]
+    fn types_that_hold_what_is_wanted() {
+        use arrow::datatypes::Field;
+        let list = |item: DataType| DataType::new_list(item, true);
+        let object = DataType::Struct(vec![Field::new("a", DataType::Utf8, true)].into());
+        for (name, kind, what) in [
+            ("item_id", DataType::Int32, None),
+            ("item_id", DataType::Utf8View, None),
+            ("item_id", DataType::Float64, None),
+            ("item_id", DataType::FixedSizeBinary(4), Some("id")),
+            ("user_id", list(DataType::Utf8), Some("id")),
+            ("timestamp", DataType::Date32, None),
+            ("timestamp", DataType::Null, None),
+            ("timestamp", object.clone(), Some("time")),
+            ("rating", list(DataType::Float32), Some("number")),
+            ("title", DataType::Boolean, None),
+            ("title", object.clone(), Some("text")),
+            ("categories", list(list(DataType::Utf8)), None),
+            ("categories", list(object.clone()), Some("text")),
+        ] {
+            assert_eq!(unfit(name, &kind), what, "{name} {kind}");
+        }
+        assert_eq!(short(&object), "Struct(..)");
+        assert_eq!(short(&DataType::FixedSizeBinary(4)), "FixedSizeBinary(4)");
     }
 
     #[test]

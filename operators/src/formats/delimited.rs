@@ -102,6 +102,7 @@ impl Cells<'_> {
         let mut reader = csv::ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
+            .terminator(csv::Terminator::Any(b'\n'))
             .delimiter(self.delimiter.bytes().next().unwrap_or(b','))
             .from_reader(bytes);
         let mut record = csv::ByteRecord::new();
@@ -115,11 +116,7 @@ impl Cells<'_> {
                 return Ok(());
             }
             // the reader passes over empty lines before a record
-            let start = start
-                + bytes[start..]
-                    .iter()
-                    .take_while(|byte| matches!(byte, b'\r' | b'\n'))
-                    .count();
+            let start = start + bytes[start..].iter().take_while(|byte| **byte == b'\n').count();
             let end = reader.position().byte() as usize;
             line += memchr::memchr_iter(b'\n', &bytes[counted..start]).count() as u64;
             counted = start;
@@ -163,6 +160,7 @@ mod tests {
             quoted,
             latin1,
             header: true,
+            blanks: false,
             width,
             picks: Vec::new(),
         };
@@ -189,6 +187,17 @@ mod tests {
             ["2: 1,\"x\"\ny/2", "5: 3/4", "6: not UTF-8: 5,\u{FFFD}"]
         );
         assert_eq!(read(b"a\tb\n5\"\t6", "\t", false, false, 2), ["2: 5\"/6"]);
+    }
+
+    #[test]
+    fn a_carriage_return_alone_ends_no_row() {
+        for (last, cells) in [("5,6", "5/6"), ("\"5\",6", "5/6")] {
+            let content = format!("a,b\r\n\r\n1,x\ry\r\n\r\n\r\n{last}\r\n");
+            assert_eq!(
+                read(content.as_bytes(), ",", true, false, 2),
+                ["3: 1/x\ry".to_string(), format!("6: {cells}")]
+            );
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::Source;
-use sluice_engine::{Error, Result};
+use sluice_engine::{Error, Place, Result};
 
 /// Bytes of text in a block, up to the end of its last line. Fixed, so that blocks are the same in every run.
 pub const BLOCK_BYTES: usize = 2 << 20;
@@ -36,13 +36,20 @@ pub enum Layout {
         latin1: bool,
         /// Whether the first line names the columns.
         header: bool,
+        /// Whether the names of a list in a cell are apart by blanks, as RecBole has them.
+        blanks: bool,
         /// Number of cells in a row.
         width: usize,
         /// Where the wanted columns are.
         picks: Vec<Option<usize>>,
     },
-    /// A JSON object or a Python dict literal on each line, and the names to look for, by wanted column.
-    JsonLines(Vec<Vec<String>>),
+    /// A JSON object or a Python dict literal on each line.
+    JsonLines {
+        /// The names to look for, by wanted column.
+        names: Vec<Vec<String>>,
+        /// Whether a row must have a time.
+        timed: bool,
+    },
     /// One JSON object from ids to values.
     JsonObject,
     /// A user and its items on each line, apart by blanks.
@@ -189,17 +196,6 @@ pub fn parquet_reader(path: &Path, name: &str) -> Result<ParquetRecordBatchReade
     ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| damaged_parquet(name, &error))
 }
 
-/// Names of the columns of a Parquet file.
-pub fn parquet_columns(path: &Path, name: &str) -> Result<Vec<String>> {
-    let reader = parquet_reader(path, name)?;
-    Ok(reader
-        .schema()
-        .fields()
-        .iter()
-        .map(|field| field.name().clone())
-        .collect())
-}
-
 /// A Parquet file that does not read.
 pub fn damaged_parquet(name: &str, error: &dyn std::fmt::Display) -> Error {
     Error::data("damaged-file", format!("cannot read \"{name}\" as Parquet: {error}"))
@@ -281,6 +277,28 @@ struct LineBlocks {
     ended: bool,
 }
 
+impl LineBlocks {
+    /// A record that begins at `start` opens a quote that is not closed up to the end of `bytes`.
+    fn open_quote(&self, bytes: &[u8], start: usize) -> Error {
+        let message = match self.ended {
+            true => "a quote is opened and never closed".to_string(),
+            false => format!("a quote is opened and not closed within {} MiB", LONGEST_LINE >> 20),
+        };
+        let (before, record) = bytes.split_at(start);
+        let line = record.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let place = Place {
+            file: self.name.clone(),
+            line: self.line + memchr::memchr_iter(b'\n', before).count() as u64,
+            column: 0,
+            width: 0,
+            text: Some(super::shown(String::from_utf8_lossy(line).trim_end())),
+        };
+        Error::data("open-quote", message)
+            .at(place)
+            .hint("double it (\"\") or set \"quotes: false\"")
+    }
+}
+
 impl Source for LineBlocks {
     fn next(&mut self) -> Result<Option<RecordBatch>> {
         let mut bytes = std::mem::take(&mut self.rest);
@@ -302,21 +320,25 @@ impl Source for LineBlocks {
                     bytes.drain(..3);
                 }
             }
-            let cut = match self.ended {
-                true => bytes.len(),
-                false => last_record_end(&bytes, self.quoted),
-            };
-            if cut > 0 || self.ended {
-                break cut;
+            let (end, open) = last_record_end(&bytes, self.quoted);
+            let too_long = end == 0 && 2 * wanted > LONGEST_LINE;
+            if open && (self.ended || too_long) {
+                return Err(self.open_quote(&bytes, end));
+            }
+            if self.ended {
+                break bytes.len();
+            }
+            if end > 0 {
+                break end;
             }
             wanted *= 2;
-            if wanted > LONGEST_LINE {
+            if too_long {
                 return Err(Error::data(
                     "wrong-format",
                     format!("a line is longer than {} MiB", LONGEST_LINE >> 20),
                 )
                 .at_line(&self.name, self.line)
-                .hint("is it text at all, is a quote left open, or is it one JSON document?"));
+                .hint("is it text at all, or is it one JSON document?"));
             }
         };
         if cut == 0 {
@@ -330,10 +352,11 @@ impl Source for LineBlocks {
     }
 }
 
-/// Where the last whole record ends: after a newline that is not inside a quoted cell.
-fn last_record_end(bytes: &[u8], delimiter: Option<u8>) -> usize {
+/// Where the last whole record ends: after a newline that is not inside a quoted cell. And whether the record that
+/// begins there is inside a quoted cell at the end of `bytes`.
+fn last_record_end(bytes: &[u8], delimiter: Option<u8>) -> (usize, bool) {
     let Some(delimiter) = delimiter.filter(|_| memchr::memchr(b'"', bytes).is_some()) else {
-        return memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1);
+        return (memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1), false);
     };
     let (mut end, mut inside, mut cell_start) = (0, false, true);
     let mut at = 0;
@@ -357,7 +380,7 @@ fn last_record_end(bytes: &[u8], delimiter: Option<u8>) -> usize {
         }
         at += 1;
     }
-    end
+    (end, inside)
 }
 
 #[cfg(test)]
@@ -366,11 +389,14 @@ mod tests {
 
     #[test]
     fn records_end_outside_quotes() {
-        assert_eq!(last_record_end(b"a,b\nc", Some(b',')), 4);
-        assert_eq!(last_record_end(b"a,\"b\nc\"\nd,e", Some(b',')), 8);
-        assert_eq!(last_record_end(b"a,\"b\nc\"\nd,\"e\n", Some(b',')), 8);
-        assert_eq!(last_record_end(b"a,5\" nail\nd,\"e\"\"\n\"\nx", Some(b',')), 19);
-        assert_eq!(last_record_end(b"a \"b\nc\"\nd", None), 8);
+        assert_eq!(last_record_end(b"a,b\nc", Some(b',')), (4, false));
+        assert_eq!(last_record_end(b"a,\"b\nc\"\nd,e", Some(b',')), (8, false));
+        assert_eq!(last_record_end(b"a,\"b\nc\"\nd,\"e\n", Some(b',')), (8, true));
+        assert_eq!(
+            last_record_end(b"a,5\" nail\nd,\"e\"\"\n\"\nx", Some(b',')),
+            (19, false)
+        );
+        assert_eq!(last_record_end(b"a \"b\nc\"\nd", None), (8, false));
     }
 
     #[test]

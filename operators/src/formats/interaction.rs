@@ -31,7 +31,7 @@ pub fn read(
     let mut sink = Sink::new(block, record_hash, rejects);
     match &block.layout {
         Layout::Delimited { picks, .. } => read_cells(block, picks, unit, &mut sink)?,
-        Layout::JsonLines(names) => read_json(block, names, unit, &mut sink)?,
+        Layout::JsonLines { names, timed } => read_json(block, names, *timed, unit, &mut sink)?,
         Layout::Sequences => read_sequences(block, &mut sink)?,
         Layout::JsonObject => read_object(block, name, &mut sink)?,
         Layout::Parquet(picks) => read_parquet(block, path, name, picks, unit, &mut sink)?,
@@ -54,9 +54,7 @@ fn read_cells(block: &Block, picks: &[Option<usize>], unit: TimestampUnit, sink:
 }
 
 /// JSON objects or Python dicts.
-fn read_json(block: &Block, names: &[Vec<String>], unit: TimestampUnit, sink: &mut Sink) -> Result<()> {
-    // the fields of the Amazon formats are always there; of others a time may be missing
-    let timed = names[2].len() == 1;
+fn read_json(block: &Block, names: &[Vec<String>], timed: bool, unit: TimestampUnit, sink: &mut Sink) -> Result<()> {
     rows::lines(block.bytes(), block.line, |line, text| {
         let text = match text {
             Ok(text) => text,
@@ -64,10 +62,7 @@ fn read_json(block: &Block, names: &[Vec<String>], unit: TimestampUnit, sink: &m
         };
         sink.line(text);
         let row = json::fields::<Scalar>(text, names).and_then(|fields| {
-            let id = |at: usize| {
-                let found = fields[at].as_ref().and_then(Scalar::id);
-                found.ok_or_else(|| format!("no {}", names[at].first().map_or("id", String::as_str)))
-            };
+            let id = |at: usize| json::id(fields[at].as_ref(), names[at].first().map_or("id", String::as_str));
             let time = match &fields[2] {
                 None if timed => return Err(format!("no {}", names[2][0])),
                 None => None,
@@ -108,27 +103,49 @@ fn read_parquet(
                 .map(|column| arrow::compute::cast(column, &DataType::Utf8))
                 .transpose()
         };
-        let (users, items, ratings) = (text(0)?, text(1)?, text(3)?);
+        let (users, items, ratings) = (ids(&columns[0])?, ids(&columns[1])?, text(3)?);
         let times = columns[2].as_ref().map(|column| times(column, unit)).transpose()?;
         let cell = |column: &Option<arrow::array::ArrayRef>, row: usize| match column {
             Some(column) if column.is_valid(row) => column.as_string::<i32>().value(row).trim().to_string(),
             _ => String::new(),
         };
         for row in 0..rows {
-            let (user, item) = (cell(&users, row), cell(&items, row));
+            let (user, item) = (&users[row], &items[row]);
             let time = times.as_ref().map(|times| times[row].clone()).transpose();
             let pushed = time.and_then(|time| {
                 let rating = values::rating(&cell(&ratings, row))?;
-                sink.push(row_number, &user, &item, time, rating)
+                let broken = |number: &f64| format!("id {number} is no whole number");
+                let (user, item) = (user.as_deref().map_err(broken)?, item.as_deref().map_err(broken)?);
+                sink.push(row_number, user, item, time, rating)
             });
             if let Err(reason) = pushed {
-                sink.rejects
-                    .add(row_number, &reason, &format!("user_id {user}, item_id {item}"))?;
+                let shown = |id: &Result<String, f64>| id.as_ref().map_or_else(f64::to_string, String::clone);
+                let text = format!("user_id {}, item_id {}", shown(user), shown(item));
+                sink.rejects.add(row_number, &reason, &text)?;
             }
             row_number += 1;
         }
     }
     Ok(())
+}
+
+/// Ids of a Parquet column: of floats the whole ones, as pandas has them where others are missing; any other float is
+/// an error. A missing id is empty.
+fn ids(column: &Option<ArrayRef>) -> Result<Vec<Result<String, f64>>> {
+    let Some(column) = column else {
+        return Err(Error::internal("a table without ids"));
+    };
+    if columns::fractional(column.data_type()) {
+        let column = arrow::compute::cast(column, &DataType::Float64)?;
+        let id = |number: Option<f64>| match number.filter(|number| !number.is_nan()) {
+            Some(number) => values::whole(number).map_or(Err(number), |number| Ok(number.to_string())),
+            None => Ok(String::new()),
+        };
+        return Ok(column.as_primitive::<Float64Type>().iter().map(id).collect());
+    }
+    let column = arrow::compute::cast(column, &DataType::Utf8)?;
+    let id = |text: Option<&str>| Ok(text.unwrap_or_default().trim().to_string());
+    Ok(column.as_string::<i32>().iter().map(id).collect())
 }
 
 /// Times of a Parquet column: temporal types as they are, numbers by unit, text as in a cell.
@@ -196,19 +213,19 @@ fn read_object(block: &Block, name: &str, sink: &mut Sink) -> Result<()> {
     let text = std::str::from_utf8(block.bytes())
         .map_err(|_| Error::data("wrong-format", format!("\"{name}\" is not UTF-8")))?;
     json::entries(text, &mut |entry, user, value| {
-        let items: Option<Vec<String>> = value.as_array().map_or(Some(Vec::new()), |items| {
-            items
-                .iter()
-                .map(|item| Scalar::from(item.clone()).id().map(|id| id.into_owned()))
-                .collect()
+        let items = value
+            .as_array()
+            .ok_or_else(|| "its value is no list of items; JSON over several lines is not read".to_string());
+        let row = items.and_then(|items| {
+            let ids = items.iter().map(|item| {
+                let id = Scalar::from(item.clone()).id().map(|id| id.into_owned());
+                id.ok_or_else(|| format!("the item {item} is no id"))
+            });
+            sink.push_sequence(entry, user.trim(), &ids.collect::<Result<Vec<_>, _>>()?)
         });
-        let row = match items {
-            None => Err("an item that is no id".to_string()),
-            Some(items) => sink.push_sequence(entry, user.trim(), &items),
-        };
         row.or_else(|reason| {
-            sink.rejects
-                .add(entry, &format!("user \"{user}\": {reason}"), &value.to_string())
+            let reason = format!("entry {entry}, \"{user}\": {reason}");
+            sink.rejects.add(entry, &reason, &value.to_string())
         })
     })
     .map_err(|error| Error {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Builder, ListBuilder, RecordBatch, StringBuilder, UInt64Builder};
-use arrow::datatypes::{DataType, Field, Schema};
-use serde_json::Value;
+use arrow::datatypes::{DataType, Field, Float64Type, Schema};
+use serde_json::{Number, Value};
 use sluice_engine::{Error, Result};
 
 use super::files::{Block, Layout};
@@ -72,7 +72,7 @@ pub fn read(block: &Block, path: &Path, name: &str, unescape: bool, rejects: &mu
         Ok(())
     };
     match &block.layout {
-        Layout::JsonLines(names) => {
+        Layout::JsonLines { names, .. } => {
             let mut names = names.clone();
             let amazon = names[2].len() > 1;
             if amazon {
@@ -102,7 +102,8 @@ pub fn read(block: &Block, path: &Path, name: &str, unescape: bool, rejects: &mu
                 .map_err(|_| Error::data("wrong-format", format!("\"{name}\" is not UTF-8")))?;
             json::entries(text, &mut |entry, id, value| {
                 let Value::Object(mut map) = value else {
-                    return rejects.add(entry, &format!("item \"{id}\" is no object"), &value.to_string());
+                    let what = "its value is no object; JSON over several lines is not read";
+                    return rejects.add(entry, &format!("entry {entry}, \"{id}\": {what}"), &value.to_string());
                 };
                 let mut fields = vec![Some(Value::String(id.to_string()))];
                 for name in ["title", "brand", "categories", "price", "description"] {
@@ -118,13 +119,12 @@ pub fn read(block: &Block, path: &Path, name: &str, unescape: bool, rejects: &mu
         Layout::Delimited {
             picks,
             header,
+            blanks,
             width,
-            quoted,
-            delimiter,
             ..
         } => {
             let flags = !*header && *width == U_ITEM_CELLS;
-            let apart = if delimiter == "\t" && !*quoted { '\t' } else { '|' };
+            let apart = if *blanks { '\t' } else { '|' };
             delimited::records(block.bytes(), block.line, &block.layout, |line, text, cells| {
                 let row = cells.and_then(|cells| {
                     let cell = |pick: &Option<usize>| pick.map(|at| Value::String(cells[at].to_string()));
@@ -142,11 +142,21 @@ pub fn read(block: &Block, path: &Path, name: &str, unescape: bool, rejects: &mu
             let mut line = block.line;
             for columns in columns::row_group(path, name, block, picks)? {
                 let rows = columns.iter().flatten().next().map_or(0, |column| column.len());
+                // floats as ids are numbers and no texts: `10.0` is the item `10`
+                let floats = columns[0]
+                    .as_ref()
+                    .filter(|ids| columns::fractional(ids.data_type()))
+                    .map(|ids| arrow::compute::cast(ids, &DataType::Float64))
+                    .transpose()?;
                 for row in 0..rows {
-                    let fields = columns
+                    let mut fields: Vec<Option<Value>> = columns
                         .iter()
                         .map(|column| column.as_ref().and_then(|c| cell(c, row)))
                         .collect();
+                    if let Some(ids) = floats.as_ref().map(|ids| ids.as_primitive::<Float64Type>()) {
+                        let number = ids.is_valid(row).then(|| ids.value(row));
+                        fields[0] = number.and_then(Number::from_f64).map(Value::Number);
+                    }
                     add(line, fields, '|').or_else(|reason| rejects.add(line, &reason, ""))?;
                     line += 1;
                 }
@@ -160,8 +170,8 @@ pub fn read(block: &Block, path: &Path, name: &str, unescape: bool, rejects: &mu
 fn item(line: u64, fields: Vec<Option<Value>>, apart: char, unescape: bool) -> Result<Item, String> {
     let mut fields = fields.into_iter();
     let mut next = || fields.next().flatten();
-    let id = next().ok_or("no item_id")?;
-    let id = json::Scalar::from(id).id().ok_or("no item_id")?.into_owned();
+    let id = next().map(json::Scalar::from);
+    let id = json::id(id.as_ref(), "item_id")?.into_owned();
     let text = |value: Option<Value>, separator: &str| -> Option<String> {
         let text = match value? {
             Value::String(text) => text,
@@ -263,6 +273,11 @@ fn cell(column: &ArrayRef, row: usize) -> Option<Value> {
         DataType::LargeList(_) => Some(
             (0..)
                 .map_while(|at| nested(&one.as_list::<i64>().value(0), at))
+                .collect(),
+        ),
+        DataType::FixedSizeList(..) => Some(
+            (0..)
+                .map_while(|at| nested(&one.as_fixed_size_list().value(0), at))
                 .collect(),
         ),
         _ => {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::python;
+use super::{python, values};
 
 /// A value that stands alone; strings are borrowed where JSON allows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,14 +26,27 @@ pub enum Scalar<'a> {
 }
 
 impl<'a> Scalar<'a> {
-    /// An id: a string or a whole number, never empty.
+    /// An id: a string or a whole number (`2.0` is `2`), never empty.
     pub fn id(&self) -> Option<Cow<'_, str>> {
         match self {
             Scalar::Text(text) => Some(Cow::Borrowed(text.trim())).filter(|text| !text.is_empty()),
             Scalar::Integer(number) => Some(Cow::Owned(number.to_string())),
+            Scalar::Float(number) => values::whole(*number).map(|number| Cow::Owned(number.to_string())),
             _ => None,
         }
     }
+}
+
+/// The id in a field called `name`, or why there is none.
+pub fn id<'v>(field: Option<&'v Scalar>, name: &str) -> Result<Cow<'v, str>, String> {
+    field.and_then(Scalar::id).ok_or_else(|| {
+        let rule = "an id is a text or a whole number";
+        match field {
+            Some(Scalar::Float(number)) => format!("{name} is {number}: {rule}"),
+            Some(Scalar::Other) => format!("{name} is a list, an object or a boolean: {rule}"),
+            _ => format!("no {name}"),
+        }
+    })
 }
 
 impl From<Value> for Scalar<'_> {
@@ -43,6 +56,7 @@ impl From<Value> for Scalar<'_> {
             Value::String(text) => Scalar::Text(Cow::Owned(text)),
             Value::Number(number) => match (number.as_i64(), number.as_f64()) {
                 (Some(integer), _) => Scalar::Integer(integer),
+                _ if number.is_u64() => Scalar::Text(Cow::Owned(number.to_string())),
                 (None, Some(float)) => Scalar::Float(float),
                 _ => Scalar::Other,
             },
@@ -94,7 +108,7 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
 }
 
 /// The fields of a JSON object (or a Python dict literal) named by `names`: of each list the first name that is
-/// there with a value. What is wrong otherwise.
+/// there with a value, as it is, else in any case. What is wrong otherwise.
 pub fn fields<'de, V: Deserialize<'de> + From<Value>>(
     text: &'de str,
     names: &[Vec<String>],
@@ -111,8 +125,12 @@ pub fn fields<'de, V: Deserialize<'de> + From<Value>>(
         Ok(Value::Object(map)) => Ok(names
             .iter()
             .map(|names| {
-                let found = names.iter().filter_map(|name| map.get(name));
-                found.into_iter().find(|value| !value.is_null()).cloned().map(V::from)
+                let exact = names.iter().filter_map(|name| map.get(name));
+                let loose = names.iter().flat_map(|name| {
+                    let same = map.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name));
+                    same.map(|(_, value)| value)
+                });
+                exact.chain(loose).find(|value| !value.is_null()).cloned().map(V::from)
             })
             .collect()),
         Ok(_) => Err("not an object".to_string()),
@@ -198,11 +216,7 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for Pick<'_, V> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found: Vec<(usize, Option<V>)> = self.0.iter().map(|_| (usize::MAX, None)).collect();
         while let Some(key) = map.next_key::<Key<'de>>()? {
-            let place = self.0.iter().enumerate().find_map(|(field, names)| {
-                let rank = names.iter().position(|name| *name == *key.0)?;
-                (rank < found[field].0).then_some((field, rank))
-            });
-            match place {
+            match place(self.0, &found, &key.0, false).or_else(|| place(self.0, &found, &key.0, true)) {
                 Some((field, rank)) => {
                     // a null leaves the field to its other names
                     if let Some(value) = map.next_value::<Option<V>>()? {
@@ -216,6 +230,27 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for Pick<'_, V> {
         }
         Ok(found.into_iter().map(|(_, value)| value).collect())
     }
+}
+
+/// The field that a key names and the rank of the name, unless the field has a value of a better rank.
+/// In any case names rank behind those as they are.
+fn place<V>(names: &[Vec<String>], found: &[(usize, Option<V>)], key: &str, any_case: bool) -> Option<(usize, usize)> {
+    names
+        .iter()
+        .zip(found)
+        .enumerate()
+        .find_map(|(field, (names, (best, _)))| {
+            let first = if any_case { names.len() } else { 0 };
+            if *best <= first {
+                return None;
+            }
+            let same = |name: &String| match any_case {
+                true => name.eq_ignore_ascii_case(key),
+                false => name == key,
+            };
+            let rank = first + names.iter().position(same)?;
+            (rank < *best).then_some((field, rank))
+        })
 }
 
 /// A key, borrowed where it has no escapes.
@@ -250,6 +285,47 @@ mod tests {
         assert_eq!(read(r#"{"item": "b", "asin": null}"#).unwrap(), [None, text("b")]);
         assert_eq!(read("{'item': 'b', 'user': 'u'}").unwrap(), [text("u"), text("b")]);
         assert_eq!(read(r#"{"user": NaN}"#).unwrap(), [text("NaN"), None]);
+    }
+
+    #[test]
+    fn names_in_any_case_come_behind_those_as_they_are() {
+        let text = |text: &'static str| Some(Scalar::Text(Cow::Borrowed(text)));
+        for line in [
+            r#"{"User": "u", "ITEM": "b", "Asin": "a"}"#,
+            r#"{"User": "u", "ASIN": "a"}"#,
+            "{'User': 'u', 'ASIN': 'a'}",
+        ] {
+            assert_eq!(read(line).unwrap(), [text("u"), text("a")]);
+        }
+        for line in [r#"{"item": "b", "ASIN": "a"}"#, "{'ASIN': 'a', 'item': 'b'}"] {
+            assert_eq!(read(line).unwrap(), [None, text("b")]);
+        }
+        let names = [vec!["id".to_string()], vec!["ID".to_string()]];
+        assert_eq!(
+            fields::<Scalar>(r#"{"ID": "i", "id": "u"}"#, &names).unwrap(),
+            [text("u"), text("i")]
+        );
+    }
+
+    #[test]
+    fn ids_are_texts_and_whole_numbers() {
+        let read = |json: &'static str| {
+            let value: Scalar = serde_json::from_str(json).unwrap();
+            id(Some(&value), "item").map(Cow::into_owned)
+        };
+        assert_eq!(read("2.0").unwrap(), "2");
+        assert_eq!(read("\" a \"").unwrap(), "a");
+        assert_eq!(read("12345678901234567890").unwrap(), "12345678901234567890");
+        assert_eq!(
+            read("2.5").unwrap_err(),
+            "item is 2.5: an id is a text or a whole number"
+        );
+        assert_eq!(
+            read("true").unwrap_err(),
+            "item is a list, an object or a boolean: an id is a text or a whole number"
+        );
+        assert_eq!(read("null").unwrap_err(), "no item");
+        assert_eq!(id(None, "item").unwrap_err(), "no item");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a file is, by the beginning of its content.
 
 use serde_json::Value;
-use sluice_engine::Error;
+use sluice_engine::{Error, Result};
 
 use super::delimited::first_row;
 use super::python;
@@ -62,6 +62,29 @@ pub fn numeric(cells: &[String]) -> bool {
     cells.iter().all(|cell| cell.parse::<f64>().is_ok())
 }
 
+/// Names of the fields of the objects on all lines of `head`.
+pub fn all_keys(head: &[u8]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for line in String::from_utf8_lossy(head).lines() {
+        if let Ok(Value::Object(map)) = python::parse(line) {
+            keys.extend(map.into_iter().map(|(key, _)| key));
+            keys.sort_unstable();
+            keys.dedup();
+        }
+    }
+    keys
+}
+
+/// Refuses a JSON array of objects.
+pub fn refuse_array(name: &str, head: &[u8]) -> Result<()> {
+    let mut bytes = head.iter().filter(|byte| !byte.is_ascii_whitespace());
+    match (bytes.next(), bytes.next()) {
+        (Some(b'['), Some(b'{')) => Err(Error::data("wrong-format", format!("\"{name}\" is a JSON array"))
+            .hint("write one object a line, such as with \"jq -c '.[]'\"")),
+        _ => Ok(()),
+    }
+}
+
 /// A file whose format must be named.
 pub fn undetected(name: &str, head: &[u8]) -> Error {
     let first = String::from_utf8_lossy(head);
@@ -107,5 +130,16 @@ mod tests {
         assert_eq!(sniff(b"1 2 3\n"), Sniffed::Words);
         assert_eq!(sniff(b"[1, 2]"), Sniffed::Cells(",".into(), keys(&["[1", "2]"])));
         assert_eq!(sniff(b"word\n"), Sniffed::Unknown);
+    }
+
+    #[test]
+    fn keys_of_all_lines_and_arrays() {
+        assert_eq!(
+            all_keys(b"{\"b\": 1}\n{'c': [], 'b': 2}\n{\"a\": {\"d\": 1}}\n{\"e\""),
+            ["a", "b", "c"]
+        );
+        assert!(refuse_array("x", b" [\n {\"a\": 1}]").is_err());
+        assert!(refuse_array("x", b"{\"a\": [{}]}").is_ok());
+        assert!(refuse_array("x", b"[1, 2]").is_ok());
     }
 }

@@ -63,8 +63,22 @@ pub fn time(text: &str, unit: TimestampUnit) -> Result<i64, String> {
         return Err("no timestamp".to_string());
     }
     string_to_timestamp_nanos(text)
+        .or_else(|error| with_seconds(text).map_or(Err(error), |text| string_to_timestamp_nanos(&text)))
         .map(|nanos| nanos.div_euclid(1_000_000))
         .map_err(|_| format!("bad timestamp \"{text}\""))
+}
+
+/// A date with hours and minutes (and perhaps a zone) that names no seconds, with them.
+fn with_seconds(text: &str) -> Option<String> {
+    let (minutes, zone) = text.split_at_checked("2018-06-17T10:00".len())?;
+    let bare = minutes.as_bytes()[13] == b':' && !zone.starts_with([':', '.']);
+    bare.then(|| format!("{minutes}:00{zone}"))
+}
+
+/// The whole number that a float is, if it is one and surely the one that was meant.
+pub fn whole(number: f64) -> Option<i64> {
+    const SURE: f64 = (1u64 << 53) as f64;
+    (number.fract() == 0.0 && number.abs() <= SURE).then_some(number as i64)
 }
 
 /// A rating; `None` for an empty cell.
@@ -120,11 +134,37 @@ mod tests {
         assert_eq!(auto("1.318896e9"), Ok(1_318_896_000_000));
         assert_eq!(auto("2018-06-17"), Ok(1_529_193_600_000));
         assert_eq!(auto("2018-06-17T00:00:01.250Z"), Ok(1_529_193_601_250));
+        for minutes in [
+            "2018-06-17T10:00",
+            "2018-06-17 10:00",
+            "2018-06-17T10:00Z",
+            "2018-06-17T12:00+02:00",
+        ] {
+            assert_eq!(auto(minutes), Ok(1_529_229_600_000), "{minutes}");
+        }
         assert_eq!(auto("-1"), Ok(-1000));
         assert_eq!(time("5", TimestampUnit::Ms), Ok(5));
         assert_eq!(time("1318896000123", TimestampUnit::S), Ok(1_318_896_000_123_000));
-        for bad in ["", "x", "NaN", "inf", "1318896000123456", "2018-13-45", "12 3"] {
+        for bad in [
+            "",
+            "x",
+            "NaN",
+            "inf",
+            "1318896000123456",
+            "2018-13-45",
+            "12 3",
+            "2018-06-17T10:60",
+            "2018-06-17T10:0\u{e9}",
+        ] {
             assert!(auto(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_among_floats() {
+        assert_eq!((whole(10.0), whole(-0.0)), (Some(10), Some(0)));
+        for none in [1.5, 1e300, f64::NAN, f64::INFINITY] {
+            assert_eq!(whole(none), None, "{none}");
         }
     }
 

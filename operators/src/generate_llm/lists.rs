@@ -90,29 +90,24 @@ impl<'a> Lists<'a> {
 
     /// Adds what was found for a user.
     pub fn push(&mut self, user: &str, found: &[Found]) -> Result<()> {
-        let mut rank = 0;
-        for (beam, found) in (1..).zip(found) {
+        let (mut rank, mut beam) = (0, 0);
+        for equals in found.chunk_by(|a, b| a.score == b.score) {
             if self.k.is_some_and(|k| rank >= k) {
                 break;
             }
-            self.listed[found.title as usize] = true;
-            let (better, items) = (rank, self.titled.items_of(found.title));
-            let tied = items.len() as u32;
-            for item in items {
-                rank += 1;
-                self.items.push((user, rank, item), (found.score, better, tied), beam);
-                self.titles.items.values().append_value(item);
+            let counts = equals.iter().map(|found| self.titled.items_of(found.title).len());
+            let (better, tied) = (rank, counts.sum::<usize>() as u32);
+            for found in equals {
+                beam += 1;
+                self.listed[found.title as usize] = true;
+                for item in self.titled.items_of(found.title) {
+                    rank += 1;
+                    self.items.push((user, rank, item), (found.score, better, tied), beam);
+                    self.titles.items.values().append_value(item);
+                }
+                let (name, tokens) = (self.titled.name(found.title), self.titled.trie.text(found.title));
+                self.titles.push((user, beam, name), tokens, found.score);
             }
-            self.titles.items.append(true);
-            self.titles.users.append_value(user);
-            self.titles.ranks.append_value(beam);
-            self.titles.titles.append_value(self.titled.name(found.title));
-            self.titles
-                .tokens
-                .values()
-                .append_slice(self.titled.trie.text(found.title));
-            self.titles.tokens.append(true);
-            self.titles.scores.append_value(found.score);
         }
         self.flush(CHUNK_ROWS)
     }
@@ -168,6 +163,17 @@ impl Items {
 }
 
 impl Titles {
+    /// A title, behind its items.
+    fn push(&mut self, (user, rank, title): (&str, u32, &str), tokens: &[u32], score: f64) {
+        self.items.append(true);
+        self.users.append_value(user);
+        self.ranks.append_value(rank);
+        self.titles.append_value(title);
+        self.tokens.values().append_slice(tokens);
+        self.tokens.append(true);
+        self.scores.append_value(score);
+    }
+
     fn batch(mut self) -> Result<RecordBatch> {
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.users.finish()),

@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use sluice_engine::harness::Harness;
 use sluice_engine::text;
 use sluice_gpu::llm::lora::Lora;
-use sluice_gpu::llm::{Llm, LlmConfig, Shape as ModelShape};
+use sluice_gpu::llm::{Found, Llm, LlmConfig, Shape as ModelShape};
 use sluice_gpu::weights::Weights;
 
 use super::*;
@@ -90,7 +90,7 @@ impl Root {
             .tensors_mut()
             .iter_mut()
             .for_each(|tensor| tensor.data.fill(0.5));
-        lora.save(&weights, base, &self.path(name)).unwrap();
+        lora.save(&weights, base, None, &self.path(name)).unwrap();
     }
 }
 
@@ -152,6 +152,49 @@ fn items_that_share_a_title_are_tied() {
         .position(|title| title == Some("red shoe"));
     let row = text::render(&beams.slice(shared.unwrap(), 1)).unwrap();
     assert!(row.contains("[10, 11, 3]") && row.contains("[b, d]"), "{row}");
+}
+
+#[test]
+fn titles_of_one_score_are_tied_and_listed_together() {
+    let titled = Titled::read(&table(CATALOGUE)).unwrap();
+    let found: Vec<Found> = [-1.0, -1.0, -2.0, -3.0]
+        .into_iter()
+        .zip(0..)
+        .map(|(score, title)| Found { title, score })
+        .collect();
+    let items = |k: u32| {
+        let mut lists = Lists::new(&titled, Some(k));
+        lists.push("u", &found).unwrap();
+        let (items, beams) = lists.tables().unwrap();
+        let beams = beams.batch().unwrap().num_rows();
+        (listed(&items.batch().unwrap(), "u"), beams)
+    };
+    let row = |item: &str, numbers: [u32; 4]| (item.to_string(), numbers);
+    let tied = [
+        row("a", [1, 0, 3, 1]),
+        row("b", [2, 0, 3, 2]),
+        row("d", [3, 0, 3, 2]),
+        row("c", [4, 3, 1, 3]),
+    ];
+    assert_eq!(items(1), (tied[..3].to_vec(), 2));
+    assert_eq!(items(4), (tied.to_vec(), 3));
+}
+
+/// Whose prompt it was is said too.
+#[test]
+fn scores_that_are_no_numbers_are_refused() {
+    let root = Root::new();
+    let mut model = Llm::load(&root.path("model")).unwrap();
+    // Only the prompt of v has token 7.
+    let words = model.weights().index("model.embed_tokens.weight").unwrap();
+    model.weights_mut().tensors_mut()[words].data[7 * 8] = f32::NAN;
+    model.save(&root.path("model")).unwrap();
+    let children = GenerateLlm {
+        normalisation: Normalisation::Children,
+        ..config()
+    };
+    let error = root.run(&children, USERS, CATALOGUE).unwrap_err();
+    assert_eq!(error.detail, ["after the prompt of user \"v\""]);
 }
 
 /// A beam as wide as the catalogue is exact; shorter lists are the head of longer ones.
@@ -293,6 +336,7 @@ fn tokens_of_another_tokenizer_and_long_prompts_are_refused() {
         error.message,
         "the prompt of user \"u\" has token 20, the vocabulary of the model ends at 20"
     );
+    assert!(error.hint.unwrap().contains("connected to train_llm"));
     // Nine and the three of the longest title are twelve, and ten are one too many.
     let prompt = |tokens: usize| format!("user_id tokens:[u32] target\n u {} a", vec!["4"; tokens].join(","));
     assert!(root.run(&config(), &prompt(9), CATALOGUE).is_ok());
@@ -302,6 +346,7 @@ fn tokens_of_another_tokenizer_and_long_prompts_are_refused() {
         error.detail,
         ["it has 10 tokens, the longest title 3, the model 12 positions"]
     );
+    assert_eq!(error.hint.unwrap(), "tokenize with \"max_tokens\" of at most 13");
     assert_eq!(
         refused("user_id tokens:[u32] target\n u - a", CATALOGUE).code,
         "empty-prompt"

@@ -129,6 +129,102 @@ fn columns_delimiters_and_headers() {
 }
 
 #[test]
+fn a_quote_that_is_never_closed_is_an_error() {
+    let mut content = "user_id,item_id,timestamp,note\nu0,a,0,\"x\ny\"\nu,a,1,\"oops\n".to_string();
+    for row in 1..200_000 {
+        content.push_str(&format!("u{row},a,{row},x\n"));
+    }
+    let told = "error[open-quote]: a quote is opened and never closed\n  --> x.csv:4\n 4 | u,a,1,\"oops\n  hint: double it (\"\") or set \"quotes: false\"";
+    for content in [content.as_str(), &content[..90]] {
+        let skipping = case("x.csv", content.as_bytes()).with(|config| config.on_error = OnError::Skip);
+        assert_eq!(skipping.error(), told);
+    }
+    let plain = b"user_id\titem_id\ttimestamp\nu1\t\"i1\t1\nu2\ti2\"\t2\n";
+    let out = case("x.tsv", plain).with(|config| config.quotes = false).out();
+    assert!(
+        out.contains("u1       \"i1 ") && out.contains("u2       i2\" "),
+        "{out}"
+    );
+}
+
+#[test]
+fn columns_by_number() {
+    let expected = "user_id  item_id  timestamp      rating  position\nu1       a        1318896000000  null    1\n";
+    let columns = |columns: serde_json::Value| {
+        let config = serde_json::json!({"path": "x.csv", "header": false, "columns": columns});
+        case("x.csv", b"u1,a,1318896000\n").with(|old| *old = serde_json::from_value(config).unwrap())
+    };
+    // the column of times is not the one of ratings as well
+    assert_eq!(columns(serde_json::json!({"timestamp": "3"})).out(), expected);
+    assert_eq!(columns(serde_json::json!({"timestamp": 3})).out(), expected);
+    let error = columns(serde_json::json!({"item_id": 1})).error();
+    assert!(error.contains("no column \"user_id\""), "{error}");
+    let wrong = serde_json::json!({"columns": {"timestamp": 1.5}});
+    let error = serde_json::from_value::<IngestInteractions>(wrong)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("expected a name or the number of a column"), "{error}");
+}
+
+#[test]
+fn a_delimiter_means_csv() {
+    for (delimiter, content) in [
+        ("|", "user|item|time|score\nu1|i1|1318896000|4.5\nu2|i2|1318896001|\n"),
+        (" ", "user item time score\nu1 i1 1318896000 4.5\nu2 i2 1318896001 \n"),
+        (";", "user;item;time;score\nu1;i1;1318896000;4.5\nu2;i2;1318896001;\n"),
+    ] {
+        let case = case("x.txt", content.as_bytes()).with(|config| config.delimiter = delimiter.into());
+        assert_eq!(case.out(), TWO_ROWS, "{delimiter}");
+    }
+}
+
+#[test]
+fn json_lines_have_times_in_all_rows_or_in_none() {
+    let rows = "{\"user\": \"u1\", \"Item\": \"i1\", \"Timestamp\": 1318896000, \"Rating\": 4.5}\n{\"user\": \"u2\", \"item\": \"i2\", \"time\": 1318896001}\n{\"user\": \"u3\", \"item\": \"i3\"}\n{\"user\": \"u3\", \"item\": \"i3\", \"time\": null}\n";
+    let timed = case("x.jsonl", rows.as_bytes()).with(|config| config.on_error = OnError::Skip);
+    let first_line = TWO_ROWS
+        .replace("null    3", "null    2")
+        .replace("4.5     2", "4.5     1");
+    assert_eq!(timed.out(), first_line);
+    assert_eq!(timed.rejects().matches("no timestamp").count(), 2);
+    let untimed = "{\"user\": \"u1\", \"item\": \"i1\"}\n{\"user\": \"u1\", \"item\": \"i2\", \"time\": 1}\n";
+    assert_eq!(
+        case("x.jsonl", untimed.as_bytes())
+            .tables()
+            .unwrap()
+            .batch(OUT)
+            .unwrap()
+            .num_rows(),
+        2
+    );
+    // the first line may lack what a later one has; what no line has is missing
+    let named = |time: &str| case("x.jsonl", untimed.as_bytes()).with(|config| config.columns.timestamp = time.into());
+    assert!(named("time").error().contains("malformed row: no time"));
+    let error = named("whne").error();
+    assert!(
+        error.starts_with("error[missing-column]: \"x.jsonl\" has no column \"whne\"\n  it has: item, time, user"),
+        "{error}"
+    );
+}
+
+#[test]
+fn ids_are_texts_and_whole_numbers() {
+    let rows = "{\"user\": 1, \"item\": 2.0}\n{\"user\": 1, \"item\": 2.5}\n{\"user\": true, \"item\": 2}\n";
+    let case = case("x.jsonl", rows.as_bytes()).with(|config| config.on_error = OnError::Skip);
+    assert_eq!(
+        case.out(),
+        "user_id  item_id  timestamp  rating  position\n1        2        null       null    1\n"
+    );
+    let rejects = case.rejects();
+    for reason in [
+        "item_id is 2.5: an id is a text or a whole number",
+        "user_id is a list, an object or a boolean: an id",
+    ] {
+        assert!(rejects.contains(reason), "{rejects}");
+    }
+}
+
+#[test]
 fn formats_of_the_field_are_told_by_their_first_line() {
     let first_line = TWO_ROWS
         .replace("null    3", "null    2")
@@ -152,6 +248,8 @@ fn formats_of_the_field_are_told_by_their_first_line() {
             "user_id  item_id  timestamp     rating  position\n1        2        881250949000  3.0     1\n4        5        881250950000  6.0     2\n"
         );
     }
+    let sequences = case("x.txt", b"7\ti1\ti2\n8\ti1\n").with(|config| config.format = Format::Sequences);
+    assert!(sequences.out().contains("7        i2 "));
     for sequences in [
         "7 i1 i2\n8 i1\n",
         "{\"7\": [\"i1\", \"i2\"], \"8\": [\"i1\"]}",
@@ -208,6 +306,43 @@ fn parquet_by_columns() {
     assert_eq!(
         case.rejects(),
         "file       line  reason      text\nx.parquet  3     no user_id  user_id , item_id i3\n"
+    );
+}
+
+/// Writes a Parquet file of one batch.
+fn parquet(columns: Vec<(&str, arrow::array::ArrayRef)>) -> Case {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let case = case("x.parquet", b"");
+    let file = std::fs::File::create(case.folder.path().join("x.parquet")).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    case.with(|config| config.on_error = OnError::Skip)
+}
+
+#[test]
+fn parquet_ids_of_other_types() {
+    use arrow::array::{ArrayRef, Float64Array, StringArray, StructArray};
+    let users = Arc::new(StringArray::from(vec!["u"; 4])) as ArrayRef;
+    let floats = Arc::new(Float64Array::from(vec![Some(10.0), Some(1.5), None, Some(f64::NAN)])) as ArrayRef;
+    let case = parquet(vec![("user_id", users.clone()), ("item_id", floats)]);
+    assert_eq!(
+        case.out(),
+        "user_id  item_id  timestamp  rating  position\nu        10       null       null    1\n"
+    );
+    assert_eq!(
+        case.rejects(),
+        "file       line  reason                     text\n\
+         x.parquet  2     id 1.5 is no whole number  user_id u, item_id 1.5\n\
+         x.parquet  3     no item_id                 user_id u, item_id\n\
+         x.parquet  4     no item_id                 user_id u, item_id\n"
+    );
+    let field = arrow::datatypes::Field::new("a", DataType::Utf8, false);
+    let nested = Arc::new(StructArray::from(vec![(Arc::new(field), users.clone())])) as ArrayRef;
+    let error = parquet(vec![("user_id", users), ("item_id", nested)]).error();
+    assert_eq!(
+        error,
+        "error[wrong-type]: \"x.parquet\": column \"item_id\" is Struct(..), which is no id\n  hint: \"columns: { item_id: NAME }\" takes another column"
     );
 }
 
@@ -278,6 +413,30 @@ fn files_that_cannot_be_read() {
     assert!(case("x.csv", b"usr_id,item_id\n1,2\n").with(|config| config.format = Format::Csv).error().starts_with(
         "error[missing-column]: \"x.csv\" has no column \"user_id\"\n  it has: usr_id, item_id\n  hint: did you mean"
     ));
+    let bare = case("x.csv", b"u1,a,5\n")
+        .with(|config| config.format = Format::Csv)
+        .error();
+    assert!(
+        bare.ends_with(", or set \"header: false\" if the first line is a row"),
+        "{bare}"
+    );
+    for (content, told) in [
+        (
+            "[{\"user_id\": \"u\", \"item_id\": \"a\"}]",
+            "\"x.csv\" is a JSON array\n  hint: write one object a line",
+        ),
+        (
+            "{\n \"user_id\": \"u\",\n \"item_id\": \"a\"\n}",
+            "entry 1, \"user_id\": its value is no list of items; JSON over several lines is not read",
+        ),
+        (
+            "{\"user\": {\"id\": \"u\"}, \"item\": {\"id\": \"a\"}}\n",
+            "entry 1, \"user\": its value is no list of items",
+        ),
+    ] {
+        let error = case("x.csv", content.as_bytes()).error();
+        assert!(error.contains(told), "{error}");
+    }
     let unknown = case("x.csv", b"usr_id,item_id\n1,2\n").error();
     assert!(
         unknown

@@ -108,6 +108,67 @@ fn duplicates_by_rule() {
 }
 
 #[test]
+fn names_in_any_case_and_quotes() {
+    let rows = b"{\"Item_ID\": 1.0, \"Title\": \"a\", \"CATEGORIES\": [\"A\"]}\n";
+    assert_eq!(
+        out(&IngestItems::default(), rows, false),
+        "item_id  title  brand  categories  price  description  position\n1        a      null   [A]         null   null         1\n"
+    );
+    let named = IngestItems {
+        columns: ItemColumns {
+            title: "titel".into(),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    assert_eq!(tables(&named, rows).unwrap_err().code, "missing-column");
+    let open = b"item_id\ttitle\tcategories\n1\t\"a\tB C|D\n";
+    assert_eq!(tables(&IngestItems::default(), open).unwrap_err().code, "open-quote");
+    let plain = IngestItems {
+        quotes: false,
+        ..Default::default()
+    };
+    assert!(out(&plain, open, false).contains("1        \"a     null   [B C, D] "));
+}
+
+#[test]
+fn parquet_lists_and_nested_types() {
+    use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, StructArray};
+    use arrow::datatypes::{DataType, Field};
+    use std::sync::Arc;
+    let file = |columns: Vec<(&str, ArrayRef)>| {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    };
+    let texts = Arc::new(StringArray::from(vec!["A", "B", "C", "D"])) as ArrayRef;
+    let item = Arc::new(Field::new_list_field(DataType::Utf8, false));
+    let pairs = arrow::array::FixedSizeListArray::try_new(item, 2, texts.clone(), None).unwrap();
+    let ids = Arc::new(Float64Array::from(vec![10.0, 11.0])) as ArrayRef;
+    let items = file(vec![("item_id", ids), ("categories", Arc::new(pairs) as ArrayRef)]);
+    assert_eq!(
+        out(&IngestItems::default(), &items, false),
+        "item_id  title  brand  categories  price  description  position\n\
+         10       null   null   [A, B]      null   null         1\n\
+         11       null   null   [C, D]      null   null         2\n"
+    );
+    let field = Arc::new(Field::new("a", DataType::Utf8, false));
+    let nested = Arc::new(StructArray::from(vec![(field, texts.clone())])) as ArrayRef;
+    let error = tables(
+        &IngestItems::default(),
+        &file(vec![("item_id", texts), ("title", nested)]),
+    )
+    .unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("wrong-type", "\"x\": column \"title\" is Struct(..), which is no text")
+    );
+}
+
+#[test]
 fn templates_and_columns_are_checked() {
     let config = IngestItems {
         text_template: "{titel}".into(),

@@ -231,9 +231,31 @@ fn a_leak_comes_first_and_is_red() {
         said(&document),
         [(
             Level::Plain,
-            "No leak of valid or test data into training was found in 1 checks."
+            "No leak of valid or test data into training was found in 1 check."
         )]
     );
+}
+
+#[test]
+fn a_check_of_nothing_finds_nothing() {
+    let said_of = |verdicts: &[&str]| {
+        let rows = verdicts.iter().map(|verdict| format!("\nids {verdict}"));
+        let table = format!("check verdict{}", rows.collect::<String>());
+        let document = document(&RenderReport::default(), &[("leakage", table.as_str())]).unwrap();
+        let [(level, text)] = said(&document)[..] else {
+            panic!("{:?}", said(&document))
+        };
+        (level, text.to_string())
+    };
+    let (level, text) = said_of(&["ok", "not_checked", "ok", "not_checked"]);
+    assert_eq!(level, Level::Plain);
+    assert!(
+        text.ends_with("was found in 2 checks; 2 checks had nothing to compare."),
+        "{text}"
+    );
+    let (level, text) = said_of(&["not_checked"]);
+    assert_eq!(level, Level::Warning);
+    assert!(text.ends_with(": 1 check had nothing to compare."), "{text}");
 }
 
 #[test]
@@ -249,7 +271,7 @@ fn a_fit_is_a_figure_with_what_it_goes_to() {
         constant 1e5 0.07 null null
         constant 1e7 0.07 null null";
     let points = "size:f64 value:f64 residual:f64\n1e5 0.051 0.001\n1e6 0.079 -0.001";
-    let findings = "sentence\nB_and_b_vanish";
+    let findings = "law kind sentence\npower degenerate B_and_b_vanish";
     let tables_in = [
         ("curve", curve),
         ("findings", findings),
@@ -293,7 +315,7 @@ fn fits_of_several_studies_stand_beside_each_other() {
         ("tiger_points", points),
         ("llm_curve", curve),
         ("llm_fits", fits),
-        ("llm_findings", "sentence\nflat"),
+        ("llm_findings", "law kind sentence\npower saturation flat"),
     ];
     let document = document(&RenderReport::default(), &tables_in).unwrap();
     let titles: Vec<&str> = document.sections.iter().map(|section| section.title.as_str()).collect();
@@ -388,6 +410,50 @@ fn ids_and_what_is_not_known_are_shown() {
     assert_eq!(found[0][0], ["ids", "400", "2", "390", "95.0 %", "3", "5.900"]);
     assert_eq!(found[1][1], ["ids", "perplexity", "15.5", "14.2"]);
     assert_eq!(tables(section(&document, "tables"))[0], [["x", "0.1235"], ["y", ""]]);
+}
+
+#[test]
+fn tables_of_others_are_shown_as_they_are() {
+    let tables_in = [
+        ("codes", "fact level:u32 value:f64\nusers 1 5"),
+        ("facts", "fact value:i64\nusers 5"),
+        ("said", "name score:f64 sentence\na 1.5 short"),
+        ("steps", "step:u64 epoch:u64 correct:u64\n1 2 30"),
+    ];
+    let document = document(&RenderReport::default(), &tables_in).unwrap();
+    assert_eq!(document.sections.len(), 1, "{:?}", document.sections);
+    let wanted = [
+        vec!["users", "1", "5"],
+        vec!["users", "5"],
+        vec!["a", "1.500", "short"],
+        vec!["1", "2", "30"],
+    ];
+    let found = tables(section(&document, "tables"));
+    assert_eq!(found.concat(), wanted);
+    assert!(said(&document).is_empty());
+}
+
+#[test]
+fn a_metric_that_no_input_has_is_told() {
+    let told = |metrics: &[&str], table: &str| {
+        let metrics = metrics.iter().map(|metric| metric.to_string()).collect();
+        let report = RenderReport {
+            metrics,
+            ..RenderReport::default()
+        };
+        document(&report, &[("markov", table)])
+    };
+    let error = told(&["recall", "reccall"], MARKOV).unwrap_err();
+    assert_eq!(error.code, "unknown-metric");
+    assert_eq!(error.message, "\"metrics\" names \"reccall\", which no input has");
+    assert_eq!(error.detail, ["there are: ndcg, recall"]);
+    assert_eq!(error.hint.as_deref(), Some("did you mean \"recall\"?"));
+    // By itself a report shows what there is.
+    let systems = "system slice recall_5:f64\nmarkov all 0.2";
+    assert!(told(&["recall", "ndcg"], systems).is_ok());
+    assert!(told(&["ndcg"], systems).is_err());
+    assert!(told(&["recall", "ndcg"], &systems.replace("recall", "mrr")).is_err());
+    assert!(told(&["reccall"], "a\nx").is_ok());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The course of trainings: every number that a training tells, by step.
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::Field;
 use sluice_engine::Result;
 
 use super::document::{Block, Section};
@@ -9,8 +10,13 @@ use super::numbers::figure as number;
 use super::scores::{Labels, floats, texts};
 use super::svg::COLORS;
 
-/// What is not worth a figure: it is the schedule that the config says.
-const SCHEDULE: &str = "learning_rate";
+/// What is not worth a figure: what figures are drawn over, and the schedule that the config says.
+const NOT_DRAWN: [&str; 3] = ["step", "epoch", "learning_rate"];
+
+/// Whether a column of a curve has a figure.
+pub fn is_drawn(field: &Field) -> bool {
+    field.data_type().is_floating() && !NOT_DRAWN.contains(&field.name().as_str())
+}
 
 /// The section, of tables of `train_*` or trained quantizers, each with the name of its input.
 pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<Section>> {
@@ -18,8 +24,7 @@ pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<Section>> {
     let mut columns: Vec<String> = Vec::new();
     for (_, batch) in tables {
         for field in batch.schema().fields() {
-            let shown = field.data_type().is_floating() && field.name() != SCHEDULE;
-            if shown && !columns.contains(field.name()) {
+            if is_drawn(field) && !columns.contains(field.name()) {
                 columns.push(field.name().clone());
             }
         }

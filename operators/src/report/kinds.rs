@@ -1,6 +1,11 @@
 //! What a table is, told by its columns: the name of an input says only what it is called.
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Schema};
+use sluice_engine::Result;
+
+use super::scores::texts;
+use super::{curves, order, semantic_ids};
 
 /// What a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,7 @@ pub enum Kind {
     Differences,
     /// Means of systems, a row a system, metric and slice.
     Means,
-    /// Sentences.
+    /// What follows from scaling laws, in sentences.
     Findings,
     /// Checks with a verdict.
     Leakage,
@@ -78,13 +83,26 @@ impl Kind {
         if texts(&["check", "verdict"]) {
             return Kind::Leakage;
         }
-        if numbers(&["step", "epoch"]) {
+        if numbers(&["step", "epoch"]) && schema.fields().iter().any(|field| curves::is_drawn(field)) {
             return Kind::Curve;
         }
-        match text("sentence") || text("finding") {
+        match texts(&["law", "kind", "sentence"]) {
             true => Kind::Findings,
             false => Kind::Plain,
         }
+    }
+
+    /// Whether rows are of the kind, too: anybody may have a table of facts.
+    pub fn fits(self, batch: &RecordBatch) -> Result<bool> {
+        Ok(match self {
+            Kind::Order => {
+                let facts = texts(batch, "fact")?;
+                let is_there = |needed: &&str| facts.iter().any(|fact| fact == needed);
+                order::NEEDED.iter().all(is_there)
+            }
+            Kind::SemanticIds => texts(batch, "fact")?.iter().any(|fact| semantic_ids::is_fact(fact)),
+            _ => true,
+        })
     }
 }
 
@@ -112,6 +130,7 @@ mod tests {
             ("fact value:i64", Kind::Order),
             ("fact level:u32 value:f64", Kind::SemanticIds),
             ("step:u64 epoch:u64 train_loss:f64", Kind::Curve),
+            ("step:u64 epoch:u64 correct:u64 learning_rate:f64", Kind::Plain),
             ("law parameter value:f64 low:f64", Kind::Fits),
             ("law size:f64 value:f64 low:f64 high:f64", Kind::LawCurve),
             ("law point rs:f64 value:f64 fitted:f64 residual:f64", Kind::LawPoints),
@@ -123,12 +142,23 @@ mod tests {
                 "system metric slice users:u64 seeds:u64 mean:f64 deviation:f64 place:u64",
                 Kind::Means,
             ),
-            ("sentence", Kind::Findings),
+            ("law kind sentence", Kind::Findings),
+            ("name score:f64 sentence", Kind::Plain),
             ("check count:u64 of:u64 share:f64 verdict sentence", Kind::Leakage),
             ("a b", Kind::Plain),
         ] {
             let batch = text::parse(columns).unwrap();
             assert_eq!(Kind::of(&batch.schema()), kind, "{columns}");
         }
+    }
+
+    #[test]
+    fn facts_are_an_audit_if_they_are_those_of_one() {
+        let fits = |kind: Kind, text: &str| kind.fits(&text::parse(text).unwrap()).unwrap();
+        assert!(fits(Kind::Order, "fact value:i64\npairs 2\npairs_same_timestamp 0"));
+        assert!(!fits(Kind::Order, "fact value:i64\nusers 5\npairs 2"));
+        assert!(fits(Kind::SemanticIds, "fact level:u32 value:f64\nperplexity 1 3.5"));
+        assert!(!fits(Kind::SemanticIds, "fact level:u32 value:f64\nusers null 5"));
+        assert!(fits(Kind::Curve, "step:u64 epoch:u64 loss:f64"));
     }
 }

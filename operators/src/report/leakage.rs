@@ -10,9 +10,13 @@ use super::scores::{floats, texts};
 /// So many warnings are said first; of more, the last is that there are more.
 const FEW: usize = 3;
 
-/// The section, and what is to be said first: every leak, and how many checks found none.
+/// The verdict of a check that had nothing to compare.
+const NOT_CHECKED: &str = "not_checked";
+
+/// The section, and what is to be said first: every leak, or how many checks found none.
 pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<(Section, Vec<Finding>)>> {
-    let (mut blocks, mut findings, mut checks, mut leaks) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut blocks, mut findings) = (Vec::new(), Vec::new());
+    let (mut done, mut idle, mut leaks) = (0, 0, 0);
     for (input, batch) in tables {
         let (names, verdicts) = (texts(batch, "check")?, texts(batch, "verdict")?);
         let sentences = match batch.column_by_name("sentence") {
@@ -39,7 +43,10 @@ pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<(Section, Vec<Fi
                 "warning" => Level::Warning,
                 _ => Level::Plain,
             };
-            checks += 1;
+            match verdicts[row].as_str() {
+                NOT_CHECKED => idle += 1,
+                _ => done += 1,
+            }
             leaks += usize::from(level == Level::Bad);
             let said = if sentences[row].is_empty() {
                 names[row].replace('_', " ")
@@ -59,12 +66,12 @@ pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<(Section, Vec<Fi
                 let text = |value: f64| if *name == "share" { percent(value) } else { short(value) };
                 cells.push(Cell::new(values[row].map(text).unwrap_or_default()));
             }
-            cells.extend([Cell::new(&*verdicts[row]), Cell::new(said)]);
+            cells.extend([Cell::new(verdicts[row].replace('_', " ")), Cell::new(said)]);
             table.rows.push(Row::new(cells).level(level));
         }
         blocks.push(Block::Table(table));
     }
-    if checks == 0 {
+    if done + idle == 0 {
         return Ok(None);
     }
     let warnings = findings.len() - leaks;
@@ -84,9 +91,27 @@ pub fn section(tables: &[(&str, RecordBatch)]) -> Result<Option<(Section, Vec<Fi
         });
     }
     if leaks == 0 {
-        findings.push(Finding::plain(format!(
-            "No leak of valid or test data into training was found in {checks} checks."
-        )));
+        findings.push(none_found(done, idle));
     }
     Ok(Some((Section::new("leakage", "Leakage", blocks), findings)))
+}
+
+/// What is to be said where no check found a leak, of those that were `done` and those that were `idle`.
+fn none_found(done: usize, idle: usize) -> Finding {
+    let checks = |count: usize| format!("{count} check{}", if count == 1 { "" } else { "s" });
+    match (done, idle) {
+        (0, _) => Finding::warning(format!(
+            "Nothing says whether valid or test data leaked into training: {} had nothing to compare.",
+            checks(idle)
+        )),
+        (_, 0) => Finding::plain(format!(
+            "No leak of valid or test data into training was found in {}.",
+            checks(done)
+        )),
+        _ => Finding::plain(format!(
+            "No leak of valid or test data into training was found in {}; {} had nothing to compare.",
+            checks(done),
+            checks(idle)
+        )),
+    }
 }

@@ -10,8 +10,8 @@ pub fn figure_file(number: usize) -> String {
 /// The document.
 pub fn page(document: &Document) -> String {
     let mut text = format!("# {}\n\n", escape(&document.title));
-    for line in &document.about {
-        text.push_str(&format!("{}\n\n", escape(line)));
+    for words in &document.about {
+        text.push_str(&format!("{}\n\n", line(words)));
     }
     text.push_str(&findings(&document.findings));
     let (mut tables, mut figures) = (0, 0);
@@ -19,7 +19,7 @@ pub fn page(document: &Document) -> String {
         text.push_str(&format!("## {}\n\n", escape(&section.title)));
         for block in &section.blocks {
             match block {
-                Block::Text(words) => text.push_str(&format!("{}\n\n", escape(words))),
+                Block::Text(words) => text.push_str(&format!("{}\n\n", line(words))),
                 Block::Findings(found) => text.push_str(&findings(found)),
                 Block::Table(block) => {
                     tables += 1;
@@ -44,7 +44,7 @@ pub fn page(document: &Document) -> String {
                     text.push_str(&format!(
                         "```mermaid\n{}```\n\n{}\n\n",
                         graph.mermaid(),
-                        escape(&graph.caption)
+                        line(&graph.caption)
                     ));
                 }
             }
@@ -68,7 +68,7 @@ pub fn page(document: &Document) -> String {
             };
             text.push_str(&format!(
                 "- {}{digest}{}\n",
-                escape(&source.input),
+                line(&source.input),
                 made.unwrap_or_default()
             ));
         }
@@ -107,16 +107,16 @@ fn cell(cell: &Cell) -> String {
 }
 
 fn findings(findings: &[Finding]) -> String {
-    let line = |finding: &Finding| {
+    let item = |finding: &Finding| {
         let word = match finding.level {
             Level::Plain | Level::Bad => "",
             Level::Warning => "**Careful:** ",
         };
-        format!("- {word}{}\n", escape(&finding.text))
+        format!("- {word}{}\n", line(&finding.text))
     };
     match findings.is_empty() {
         true => String::new(),
-        false => findings.iter().map(line).collect::<String>() + "\n",
+        false => findings.iter().map(item).collect::<String>() + "\n",
     }
 }
 
@@ -130,16 +130,38 @@ fn from(sources: &[String]) -> String {
     }
 }
 
+/// Text at the beginning of a line, where further signs would begin a list, a quotation or code.
+fn line(text: &str) -> String {
+    let text = text.trim_start();
+    let rest = text.trim_start_matches(|sign: char| sign.is_ascii_digit());
+    let number = &text[..text.len() - rest.len()];
+    let begins = match number {
+        "" => rest.starts_with(['+', '-', '>']),
+        _ => rest.starts_with(['.', ')']),
+    };
+    match begins {
+        true => format!("{number}\\{}", escape(rest)),
+        false => escape(text),
+    }
+}
+
 /// Text so that Markdown takes no sign of it for its own. A line break would end a table.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for sign in text.chars() {
+    let mut before = ' ';
+    let mut signs = text.chars().peekable();
+    while let Some(sign) = signs.next() {
         match sign {
-            '|' | '*' | '<' | '[' | ']' | '\\' | '`' | '$' => escaped.extend(['\\', sign]),
+            // Within a word it is a letter.
+            '_' if before.is_alphanumeric() && signs.peek().is_some_and(|next| next.is_alphanumeric()) => {
+                escaped.push(sign);
+            }
+            '_' | '~' | '#' | '|' | '*' | '<' | '[' | ']' | '\\' | '`' | '$' => escaped.extend(['\\', sign]),
             '&' => escaped.push_str("&amp;"),
             '\n' | '\r' => escaped.push(' '),
             _ => escaped.push(sign),
         }
+        before = sign;
     }
     escaped
 }

@@ -19,6 +19,9 @@ const SORTED: f64 = 0.95;
 /// A difference below this share is none that a reader must be told first.
 const NOTABLE: f64 = 0.1;
 
+/// Facts without which nothing can be said of an order.
+pub const NEEDED: [&str; 2] = ["pairs", "pairs_same_timestamp"];
+
 /// Facts of an audit of the order.
 pub struct Audit {
     /// The input that they are from.

@@ -52,11 +52,6 @@ pub fn table(input: &str, batch: &RecordBatch, total: u64) -> Result<Block> {
 
 /// The sentences of a table of findings.
 pub fn findings(batch: &RecordBatch) -> Result<Vec<Finding>> {
-    let column = if batch.column_by_name("sentence").is_some() {
-        "sentence"
-    } else {
-        "finding"
-    };
-    let said = texts(batch, column)?;
+    let said = texts(batch, "sentence")?;
     Ok(said.into_iter().map(Finding::plain).collect())
 }

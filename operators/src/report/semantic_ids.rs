@@ -26,6 +26,11 @@ const OF_LEVELS: [(&str, &str); 3] = [
     ("codes_used", "codes used"),
 ];
 
+/// Whether ids have a fact of that name.
+pub fn is_fact(name: &str) -> bool {
+    FACTS.iter().any(|(fact, _, _)| *fact == name) || OF_LEVELS.iter().any(|(fact, _)| *fact == name)
+}
+
 /// The facts of one table of ids.
 struct Ids {
     name: String,

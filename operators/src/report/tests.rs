@@ -238,11 +238,115 @@ fn latex_takes_no_text_for_its_own() {
         text.contains("\\textbackslash{}input\\{e\\} \\$x\\_1\\$ 50\\% \\#\\&\\textasciitilde{}\\textasciicircum{}"),
         "{text}"
     );
-    assert!(text.contains("$-1.5$"), "{text}");
+    assert!(text.contains("$-$1.5"), "{text}");
     for (begin, end) in [("\\begin{", "\\end{"), ("{", "}")] {
         let bare = text.replace("\\{", "").replace("\\}", "");
         assert_eq!(bare.matches(begin).count(), bare.matches(end).count(), "{begin}");
     }
+}
+
+fn columns() -> Vec<Column> {
+    vec![Column::words("name"), Column::numbers("n")]
+}
+
+#[test]
+fn markdown_has_no_emphasis_and_no_lists_of_its_own() {
+    for (text, escaped) in [
+        ("__init__", "\\_\\_init\\_\\_"),
+        ("_a_ and recall_10", "\\_a\\_ and recall_10"),
+        ("~~x~~ C#", "\\~\\~x\\~\\~ C\\#"),
+        ("a - b > c", "a - b > c"),
+    ] {
+        assert_eq!(markdown::escape(text), escaped);
+    }
+    let lines = ["# x", "+ x", "- x", "> x", "12. x", "1) x", "    x", "1 x"].map(String::from);
+    let document = Document {
+        about: lines.to_vec(),
+        findings: lines.map(Finding::plain).to_vec(),
+        ..Document::default()
+    };
+    let escaped = ["\\# x", "\\+ x", "\\- x", "\\> x", "12\\. x", "1\\) x", "x", "1 x"];
+    let about: String = escaped.map(|line| format!("{line}\n\n")).concat();
+    let findings: String = escaped.map(|line| format!("- {line}\n")).concat();
+    assert_eq!(markdown::page(&document), format!("# \n\n{about}{findings}\n"));
+}
+
+#[test]
+fn latex_sets_signs_and_rows_as_they_are() {
+    for (text, escaped) in [
+        ("−1 ≥ x → y — z", "$-$1 $\\geq$ x $\\rightarrow$ y --- z"),
+        ("Zoë Łódź “q” Ωλ ΔAIC", "Zoë Łódź “q” $\\Omega$$\\lambda$ $\\Delta$AIC"),
+        ("日 ħ", "\\uni{65E5}{日} \\uni{0127}{ħ}"),
+        ("--x\t-", "-{}-x -"),
+    ] {
+        assert_eq!(latex::escape(text), escaped);
+    }
+    let best = Cell {
+        mark: Some(Mark::Best),
+        ..Cell::new("+0.1000")
+    };
+    let mut table = Table::new("", columns());
+    table.rows = vec![
+        Row::new(vec!["[b] item".into(), best]),
+        Row::new(vec!["*star".into(), Cell::new("-1.000e-12").below("-27 %")]),
+    ];
+    let wanted = "\
+\\begin{tabular}{lr}
+  \\toprule
+  {}name & n \\\\
+  \\midrule
+  {}[b] item & \\textbf{$+$0.1000} \\\\
+  {}*star & $-$1.000e$-$12 {\\scriptsize $-$27 \\%} \\\\
+  \\bottomrule
+\\end{tabular}
+";
+    assert_eq!(latex::tabular(&table), wanted);
+    // By itself a table brings what it needs.
+    table.rows[0].cells[0] = "日".into();
+    let text = latex::tabular(&table);
+    assert!(text.starts_with("\\providecommand\\uni"), "{text}");
+    let document = Document {
+        findings: vec![Finding::plain("[a] b")],
+        ..Document::default()
+    };
+    let text = latex::page(&document);
+    assert!(text.contains("\\item {}[a] b\n"), "{text}");
+}
+
+#[test]
+fn a_long_table_runs_over_pages_in_latex() {
+    let set = |rows: usize| {
+        let mut table = Table::new("All of them.", columns());
+        table.rows = vec![Row::new(vec!["a".into(), "1".into()]); rows];
+        let sections = vec![Section::new("all", "All", vec![Block::Table(table)])];
+        latex::page(&Document {
+            sections,
+            ..Document::default()
+        })
+    };
+    let text = set(40);
+    assert!(
+        text.contains("\\begin{table}") && !text.contains("\\begin{longtable}"),
+        "{text}"
+    );
+    let text = set(41);
+    assert!(!text.contains("\\begin{table}"), "{text}");
+    let head = "\
+\\begin{longtable}{lr}
+\\caption{All of them.}\\\\
+  \\toprule
+  {}name & n \\\\
+  \\midrule
+\\endfirsthead
+  \\toprule
+  {}name & n \\\\
+  \\midrule
+\\endhead
+  \\bottomrule
+\\endfoot
+";
+    assert!(text.contains(head), "{text}");
+    assert_eq!(text.matches("  {}a & 1 \\\\\n").count(), 41);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::fit::{Fit, spread};
 use super::intervals::{Draws, correlation, interval};
-use super::judgement::Judgement;
+use super::judgement::{FLAT, Judgement, log_size};
 use super::laws::{Form, Law};
 use super::{PARTS, Point, by_size};
 
@@ -66,6 +66,18 @@ fn range(points: &[Point]) -> f64 {
     values().fold(f64::NEG_INFINITY, f64::max) - values().fold(f64::INFINITY, f64::min)
 }
 
+/// Whether all values are equal, but for rounding.
+fn flat(points: &[Point]) -> bool {
+    let most = points.iter().map(|point| point.value.abs()).fold(0.0, f64::max);
+    range(points) <= FLAT * most
+}
+
+/// Covariance of the values with the logarithm of size.
+fn trend(points: &[Point]) -> f64 {
+    let mean = points.iter().map(|point| point.value).sum::<f64>() / points.len() as f64;
+    points.iter().map(|point| (point.value - mean) * log_size(point)).sum()
+}
+
 fn of_law(fitted: &Fitted, points: &[Point], confidence: f64) -> Vec<Finding> {
     let Fitted { form, fit, .. } = fitted;
     let (law, name) = (form.law, form.law.name());
@@ -92,8 +104,14 @@ fn of_law(fitted: &Fitted, points: &[Point], confidence: f64) -> Vec<Finding> {
     for term in 0..form.terms() {
         let (factor, exponent, weights) = form.term_names(term);
         let moved = spread(form, &fit.parameters, points, term);
-        if moved <= VANISHED * range(points) {
+        if flat(points) || moved <= VANISHED * range(points) {
             let what = match (form.terms(), term) {
+                (1, _) if !flat(points) && form.falls() && trend(points) > 0.0 => {
+                    "the metric rises with size, and with falls: true the law only falls"
+                }
+                (1, _) if !flat(points) && !form.falls() && trend(points) < 0.0 => {
+                    "the metric falls with size, and the law only rises: a loss wants falls: true"
+                }
                 (1, _) => "the metric does not move with size",
                 _ if gone.is_empty() => "the data do not support a second term",
                 _ => "the metric moves with neither size",
@@ -119,7 +137,9 @@ fn of_law(fitted: &Fitted, points: &[Point], confidence: f64) -> Vec<Finding> {
         }
         found.extend(at_bound(form, exponent, value(exponent), law));
     }
-    found.extend(wide(fitted, points, confidence, &gone));
+    if !flat(points) {
+        found.extend(wide(fitted, points, confidence, &gone));
+    }
     found.extend(together(fitted, &gone));
     found.extend(saturation(fitted, points, &gone));
     found

@@ -7,6 +7,9 @@ use super::{PARTS, Point, by_size};
 /// Share of the sizes, the largest, that are held out.
 const HELD_OUT: f64 = 0.2;
 
+/// Values that differ by less, relative to the largest, are equal.
+pub const FLAT: f64 = 1e-12;
+
 /// A fitted law, judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judgement {
@@ -31,16 +34,13 @@ pub fn judge(form: &Form, points: &[Point], fitted: &Fit, delta: f64) -> Judgeme
         .iter()
         .map(|point| (point.value - form.predict(&fitted.parameters, &point.sizes)).powi(2))
         .sum();
-    // Residuals below what rounding leaves say nothing: criteria stay finite.
-    let most = points
-        .iter()
-        .map(|point| point.value.abs())
-        .fold(f64::MIN_POSITIVE, f64::max);
+    // What rounding leaves of residuals and of equal values says nothing: criteria stay finite.
+    let most = points.iter().map(|point| point.value.abs()).fold(1e-9, f64::max);
     let fit_term = n * (squares / n).max((1e-14 * most).powi(2)).ln();
     let p = form.parameters() as f64 + 1.0;
     let aic = fit_term + 2.0 * p;
     Judgement {
-        r2: (total > 0.0).then(|| 1.0 - squares / total),
+        r2: (total > n * (FLAT * most).powi(2)).then(|| 1.0 - squares / total),
         aic,
         aicc: (n - p - 1.0 > 0.0).then(|| aic + 2.0 * p * (p + 1.0) / (n - p - 1.0)),
         bic: fit_term + p * n.ln(),
@@ -48,18 +48,16 @@ pub fn judge(form: &Form, points: &[Point], fitted: &Fit, delta: f64) -> Judgeme
     }
 }
 
-/// Which points are of the largest sizes. Sizes are ordered by the geometric mean of their parts.
+/// Logarithm of the product of a point's sizes, by which sizes are ordered.
+pub fn log_size(point: &Point) -> f64 {
+    let known = point.sizes.iter().filter(|size| size.is_finite());
+    known.map(|size| size.ln()).sum()
+}
+
+/// Which points are of the largest sizes.
 pub fn largest(points: &[Point]) -> Vec<bool> {
-    let size = |point: &Point| -> f64 {
-        point
-            .sizes
-            .iter()
-            .filter(|size| size.is_finite())
-            .map(|size| size.ln())
-            .sum()
-    };
     let mut groups = by_size(points);
-    groups.sort_by(|a, b| size(&points[a[0]]).total_cmp(&size(&points[b[0]])));
+    groups.sort_by(|a, b| log_size(&points[a[0]]).total_cmp(&log_size(&points[b[0]])));
     let count = (HELD_OUT * groups.len() as f64).ceil() as usize;
     let mut held = vec![false; points.len()];
     for group in &groups[groups.len() - count.min(groups.len())..] {

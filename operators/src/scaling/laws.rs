@@ -123,6 +123,15 @@ impl Law {
             Law::Constant => vec![],
         }
     }
+
+    /// Parts whose sizes must differ from point to point; `main` is the part whose size is N.
+    pub fn varying(self, main: usize) -> Vec<usize> {
+        match self {
+            Law::Additive => vec![main, DATA],
+            Law::Power | Law::Log => vec![main],
+            Law::SidGr | Law::Llm | Law::LlmCf | Law::Constant => vec![],
+        }
+    }
 }
 
 /// The geometric mean of a part's size over the points.
@@ -131,7 +140,8 @@ fn typical(points: &[Point], part: usize) -> f64 {
     (logs / points.len() as f64).exp()
 }
 
-fn varies(points: &[Point], part: usize) -> bool {
+/// Whether the points have several sizes of a part.
+pub fn varies(points: &[Point], part: usize) -> bool {
     points.windows(2).any(|pair| pair[0].sizes[part] != pair[1].sizes[part])
 }
 
@@ -241,6 +251,11 @@ impl Form {
     /// Number of parameters.
     pub fn parameters(&self) -> usize {
         self.linear.len() + self.searched.len()
+    }
+
+    /// Whether the metric falls with size.
+    pub fn falls(&self) -> bool {
+        self.sign > 0.0
     }
 
     /// Number of terms that are powers.

@@ -79,6 +79,15 @@ fn unconstrained(rows: &[[f64; LINEAR]], kept: &[usize], values: &[f64], delta: 
         .collect();
     let mut linear = [0.0; LINEAR];
     let ones = vec![1.0; values.len()];
+    // A column that those before it make up decides nothing and stays 0, as that of a size that all points share.
+    let mut independent = Vec::new();
+    for &column in kept {
+        independent.push(column);
+        if factors(&scaled, &independent, &ones).is_none() {
+            independent.pop();
+        }
+    }
+    let kept = &independent[..];
     // Twice: the second time takes up what rounding left over.
     for _ in 0..2 {
         let residuals = residuals(&scaled, &linear, values);

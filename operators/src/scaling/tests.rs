@@ -8,7 +8,7 @@ use super::fit::{Fit, fit};
 use super::intervals::{Resampling, correlation, freedom, interval, over_points, over_users};
 use super::judgement::{curve_sizes, judge, largest};
 use super::laws::{Form, LINEAR, Law};
-use super::linear::{huber, residual, solve};
+use super::linear::{Solution, huber, residual, solve};
 use super::*;
 
 const X: f64 = f64::NAN;
@@ -356,6 +356,15 @@ fn correlations_are_of_ranks() {
     assert_eq!(correlation(&draws, 0, 1), Some(1.0));
     assert_eq!(correlation(&draws, 0, 2), Some(-1.0));
     assert_eq!(correlation(&draws[..2].to_vec(), 0, 1), None);
+}
+
+/// A column that the offset makes up, as that of a size that all points share, leaves the fit of the others.
+#[test]
+fn columns_that_depend_on_each_other_leave_the_rest() {
+    let values = [0.1, 0.2, 0.6];
+    let rows = [[1.0, 0.5, 0.0]; 3];
+    let Solution { linear, .. } = solve(&rows, 2, 1, &values, 100.0);
+    assert!((linear[0] - 0.3).abs() < 1e-15 && linear[1] == 0.0, "{linear:?}");
 }
 
 fn loss(rows: &[[f64; LINEAR]], linear: &[f64; LINEAR], values: &[f64], delta: f64) -> f64 {

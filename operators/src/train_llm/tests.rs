@@ -216,6 +216,59 @@ fn what_cannot_be_trained_is_said() {
     );
     let without = error(fresh(), &inputs()[..2]);
     assert!(without.contains("valid prompts need \"titles\""), "{without}");
+    said(lora(Lora::default()), "adapters need a model that is kept");
+    let short = ModelShape {
+        max_tokens: 8,
+        ..fresh().shape.unwrap()
+    };
+    let short = TrainLlm {
+        shape: Some(short),
+        ..fresh()
+    };
+    said(
+        short.clone(),
+        "a prompt has 15 tokens with its title, the model has 8 positions",
+    );
+    said(short, "to at most 9, or raise shape.max_tokens");
+    let titles = (TITLES, table("item_id tokens:[u32]\n x 2,6,1"));
+    let unknown = [inputs().swap_remove(0), inputs().swap_remove(1), titles];
+    let unknown = error(fresh(), &unknown);
+    assert!(
+        unknown.contains("no valid prompt has a target with a title"),
+        "{unknown}"
+    );
+    let rank = serde_json::from_str::<Lora>(r#"{"rank": "big"}"#)
+        .unwrap_err()
+        .to_string();
+    assert!(rank.contains("\"rank\" is \"big\": a whole number, or auto"), "{rank}");
+    for (text, rank) in [("8", Rank::Of(8)), ("\"auto\"", Rank::Auto(Auto::Auto))] {
+        assert_eq!(serde_json::from_str::<Rank>(text).unwrap(), rank);
+    }
+}
+
+#[test]
+fn valid_prompts_without_a_title_are_counted() {
+    let attempt = tempfile::tempdir().unwrap();
+    let context = Context::new(TrainLlm::NAME, 1, Path::new("."), attempt.path(), &Cancel::default());
+    let operator = TrainLlm {
+        max_steps: 1,
+        ..fresh()
+    };
+    let titles = titles().batch().unwrap();
+    let inputs = Tables::new()
+        .with(PROMPTS, walks(24, false))
+        .with(VALID, walks(24, true))
+        .with(TITLES, Table::new(titles.slice(3, titles.num_rows() - 3)));
+    operator.run(&context, inputs).unwrap();
+    let targets = walks(24, true).batch().unwrap();
+    let targets = schema::strings(&targets, "target").unwrap();
+    let gone = targets
+        .iter()
+        .flatten()
+        .filter(|target| ["i0", "i1", "i2"].contains(target));
+    let gone = gone.count();
+    assert!(gone > 0);
+    assert_eq!(context.noted()["valid_left_out"], gone);
 }
 
 #[test]
@@ -294,6 +347,7 @@ fn tokens_that_a_model_does_not_have_are_trained_beside_adapters() {
         };
         let harness = Harness {
             data_root: root.path().to_path_buf(),
+            attempt: root.path().to_path_buf(),
             ..Harness::default()
         };
         let out = harness.run(&adapt, &tables).unwrap();
@@ -332,4 +386,113 @@ fn tokens_that_a_model_does_not_have_are_trained_beside_adapters() {
         error.contains("prompts have tokens up to 38, the model's vocabulary has 32"),
         "{error}"
     );
+}
+
+/// A stage whose `base` is the folder of another, which the harness cannot connect.
+fn train_on(
+    operator: &TrainLlm,
+    folder: &Path,
+    tables: &[(&'static str, Table)],
+) -> Result<(Tables, Notes, tempfile::TempDir)> {
+    let attempt = tempfile::tempdir().unwrap();
+    let context = Context::new(TrainLlm::NAME, 1, Path::new("."), attempt.path(), &Cancel::default());
+    let base = Tables::new().with(BASE, Table::Folder(folder.to_path_buf()));
+    let inputs = tables
+        .iter()
+        .fold(base, |inputs, (port, table)| inputs.with(port, table.clone()));
+    let out = operator.run(&context, inputs)?;
+    Ok((out, context.noted(), attempt))
+}
+
+/// A model that has the new words already goes on with them; one that has some of them is refused.
+#[test]
+fn words_that_a_base_has_are_no_new_ones() {
+    let (root, tables) = extended(true);
+    let base = root.path().join("base");
+    let adapt = TrainLlm {
+        shape: None,
+        lora: Some(Lora::default()),
+        new_tokens: true,
+        max_steps: 2,
+        ..fresh()
+    };
+    let train = |vocabulary: usize| {
+        let shape = fresh().shape.unwrap().config(vocabulary).unwrap();
+        Llm::init(&shape, 1).save(&base).unwrap();
+        train_on(&adapt, &base, &tables)
+    };
+    // 32 words, and seven codes.
+    for (vocabulary, new) in [(39, 0usize), (32, 7)] {
+        let (out, notes, _kept) = train(vocabulary).unwrap();
+        assert_eq!(notes["new_tokens"], new);
+        let folder = out.folder(MODEL).unwrap();
+        assert_eq!(Added::is_in(folder), new > 0);
+        let own = |_: &str| Ok(Llm::load(&base).unwrap());
+        let model = language_models::load(folder, own).unwrap();
+        assert_eq!(model.config().vocabulary(), 39);
+        let other = |_: &str| Ok(Llm::init(&fresh().shape.unwrap().config(vocabulary).unwrap(), 2));
+        let error = language_models::load(folder, other).map(|_| ()).unwrap_err();
+        assert_eq!(error.code, "wrong-base");
+    }
+    let error = train(36).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("new tokens begin at 32, the model's vocabulary ends at 36"),
+        "{error}"
+    );
+    assert!(
+        error.contains("tokens up to 35 are in the model, those up to 38 are not"),
+        "{error}"
+    );
+    let error = train(50).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.hint.as_deref(),
+        Some("set \"vocabulary\" of tokenize_prompts to 50")
+    );
+}
+
+#[test]
+fn soft_tokens_begin_behind_the_vocabulary_and_end_with_their_model() {
+    let (_root, tables) = extended(false);
+    let soft = TrainLlm {
+        max_steps: 2,
+        ..fresh()
+    };
+    let large = ModelShape {
+        vocabulary: Some(40),
+        ..fresh().shape.unwrap()
+    };
+    let large = TrainLlm {
+        shape: Some(large),
+        ..soft.clone()
+    };
+    let error = train(&large, &tables).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("soft tokens begin at 32, the model's vocabulary ends at 40"),
+        "{error}"
+    );
+    let (out, _kept) = train(&soft, &tables).unwrap();
+    let onwards = TrainLlm { shape: None, ..soft };
+    let error = train_on(&onwards, out.folder(MODEL).unwrap(), &tables);
+    let error = error.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("the base reads items as soft tokens"), "{error}");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_not_blamed_on_the_learning_rate() {
+    let (root, tables) = extended(true);
+    let base = root.path().join("base");
+    let mut model = Llm::load(&base).unwrap();
+    for tensor in model.weights_mut().tensors_mut() {
+        tensor.data.fill(f32::NAN);
+    }
+    model.save(&base).unwrap();
+    let adapt = TrainLlm {
+        shape: None,
+        lora: Some(Lora::default()),
+        new_tokens: true,
+        ..fresh()
+    };
+    let error = train_on(&adapt, &base, &tables).map(|_| ()).unwrap_err();
+    assert_eq!(error.message, "the loss is NaN at step 1, before any update");
+    assert_eq!(error.hint, None);
 }

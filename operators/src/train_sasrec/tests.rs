@@ -119,6 +119,36 @@ fn mistakes_are_named() {
     let tiny = testdata::tiny_sasrec();
     assert_eq!(refusal(&tiny, train, "item_id\n a").code, "unknown-item");
     assert_eq!(refusal(&tiny, "user_id sequence:[str]\n u a", items).code, "no-samples");
+    let operator = TrainSasrec {
+        learning_rate: 0.0,
+        ..testdata::tiny_sasrec()
+    };
+    let error = refusal(&operator, train, items);
+    assert_eq!(error.message, "invalid `learning_rate`: must be positive");
+    let operator = TrainSasrec {
+        device: "gpu".into(),
+        ..testdata::tiny_sasrec()
+    };
+    let error = refusal(&operator, train, items);
+    assert_eq!(error.message, "no device is called \"gpu\"");
+}
+
+#[test]
+fn a_training_without_valid_users_says_so() {
+    let train = |patience| {
+        let (attempt, cancel) = (tempfile::tempdir().unwrap(), Cancel::default());
+        let context = Context::new(TrainSasrec::NAME, 1, Path::new("."), attempt.path(), &cancel);
+        let nobody = inputs().batch(VALID)?.slice(0, 0);
+        let operator = TrainSasrec {
+            patience,
+            max_epochs: Some(1),
+            ..testdata::tiny_sasrec()
+        };
+        operator.run(&context, inputs().with(VALID, Table::new(nobody)))?;
+        Ok::<_, Error>(context.noted())
+    };
+    assert_eq!(train(0).unwrap()["valid_users"], 0);
+    assert_eq!(train(3).unwrap_err().code, "no-valid-users");
 }
 
 #[test]

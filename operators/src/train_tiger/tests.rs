@@ -216,6 +216,24 @@ fn accumulated_batches_go_on_too() {
 }
 
 #[test]
+fn a_training_without_valid_users_says_so() {
+    let train = |patience| {
+        let (attempt, cancel) = (tempfile::tempdir().unwrap(), Cancel::default());
+        let context = Context::new(TrainTiger::NAME, 1, Path::new("."), attempt.path(), &cancel);
+        let ring = testdata::ring();
+        let inputs = Tables::new()
+            .with(SEQUENCES, ring.table("samples")?.clone())
+            .with(VALID, Table::new(ring.batch("valid")?.slice(0, 0)))
+            .with(SEMANTIC_IDS, ring.table("semantic_ids")?.clone());
+        let operator = TrainTiger { patience, ..epochs(1) };
+        operator.run(&context, inputs)?;
+        Ok::<_, Error>(context.noted())
+    };
+    assert_eq!(train(0).unwrap()["valid_users"], 0);
+    assert_eq!(train(3).unwrap_err().code, "no-valid-users");
+}
+
+#[test]
 fn bf16_on_the_cpu_is_refused_before_and_while_it_runs() {
     let operator = TrainTiger {
         precision: Precision::Bf16,

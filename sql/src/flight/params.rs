@@ -13,6 +13,9 @@ use sluice_engine::{Error, Result};
 
 use crate::failure::explain;
 
+/// Characters of a value that an error shows.
+const SHOWN: usize = 100;
+
 /// The text with `$1`, `$2` and so on for each `?`.
 pub(super) fn numbered(text: &str) -> String {
     if !text.contains('?') {
@@ -86,18 +89,28 @@ pub(super) fn bind(plan: LogicalPlan, row: Option<&RecordBatch>, text: &str) -> 
         let value = ScalarValue::try_from_array(column, 0).map_err(|error| explain(error, text))?;
         let value = match field.data_type() {
             DataType::Null => value,
-            kind => value.cast_to(kind).map_err(|_| {
-                let given = value.data_type();
-                Error::user(
-                    "bad-param",
-                    format!("the {given} for \"{}\" is no {kind}", field.name()),
-                )
-            })?,
+            kind => fitted(value, kind, field.name())?,
         };
         values.insert(field.name().clone(), value.into());
     }
     plan.with_param_values(ParamValues::Map(values))
         .map_err(|error| explain(error, text))
+}
+
+/// The value in the type that the statement makes of its placeholder. A number that this type does not hold exactly stays
+/// as it is, and the plan takes it as it takes literals: `rank = 2.5` is true of no whole rank.
+fn fitted(value: ScalarValue, kind: &DataType, name: &str) -> Result<ScalarValue> {
+    let given = value.data_type();
+    let cast = value.cast_to(kind);
+    if kind.is_numeric() && given.is_numeric() {
+        let exact = |cast: &ScalarValue| cast.cast_to(&given).is_ok_and(|back| back == value);
+        return Ok(cast.ok().filter(exact).unwrap_or(value));
+    }
+    cast.map_err(|_| {
+        let shown: String = value.to_string().chars().take(SHOWN).collect();
+        let message = format!("parameter {name} is {shown}, and the column is {kind}");
+        Error::user("bad-param", message)
+    })
 }
 
 fn number(name: &str) -> Option<usize> {
@@ -117,5 +130,24 @@ mod tests {
         assert_eq!(numbered("SELECT '?'"), "SELECT '?'");
         assert_eq!(numbered("SELECT 'open ?"), "SELECT 'open ?");
         assert_eq!(numbered("SELECT $1"), "SELECT $1");
+    }
+
+    #[test]
+    fn numbers_are_not_cut_to_the_type_of_a_column() {
+        use ScalarValue::{Float32, Float64, Int64, UInt32, Utf8};
+        let fit = |value: ScalarValue, kind: DataType| fitted(value, &kind, "1");
+        for (value, kind, wanted) in [
+            (Int64(Some(2)), DataType::UInt32, UInt32(Some(2))),
+            (Float64(Some(2.0)), DataType::UInt32, UInt32(Some(2))),
+            (Float64(Some(2.5)), DataType::UInt32, Float64(Some(2.5))),
+            (Int64(Some(-1)), DataType::UInt32, Int64(Some(-1))),
+            (Float64(Some(0.5)), DataType::Float32, Float32(Some(0.5))),
+            (Int64(None), DataType::UInt32, UInt32(None)),
+            (Utf8(Some("2".into())), DataType::UInt32, UInt32(Some(2))),
+        ] {
+            assert_eq!(fit(value.clone(), kind).unwrap(), wanted, "{value:?}");
+        }
+        let error = fit(Utf8(Some("two".into())), DataType::UInt32).expect_err("no number");
+        assert_eq!(error.message, "parameter 1 is two, and the column is UInt32");
     }
 }

@@ -26,7 +26,10 @@ const CONFIDENCE: (&str, &str) = (
     "confidence",
     "The coverage of the interval, between 0 and 1: 0.95 if not said.",
 );
-const RESAMPLES: (&str, &str) = ("resamples", "How many resamples, up to 100,000: 2,000 if not said.");
+const RESAMPLES: (&str, &str) = (
+    "resamples",
+    "How many resamples, up to 100,000 and to 4e9 draws of rows: 2,000 if not said.",
+);
 const SEED: (&str, &str) = (
     "seed",
     "The seed of the random numbers: 42, that of pipelines, if not said.",
@@ -81,6 +84,9 @@ static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
 /// The most resamples: a statement cannot be interrupted within one interval.
 const MOST: i64 = 100_000;
 
+/// The most draws of one interval, for the same reason: a minute or less.
+const MOST_DRAWS: f64 = 4e9;
+
 /// How resamples are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Draws {
@@ -117,6 +123,13 @@ impl Draws {
         }
         if values.iter().any(|value| value.is_nan()) {
             return Err(bad_value("a value to resample is not a number".to_string()));
+        }
+        let draws = values.len() as f64 * self.resamples as f64;
+        if draws > MOST_DRAWS {
+            let (rows, resamples) = (values.len(), self.resamples);
+            let message =
+                format!("{rows} rows x {resamples} resamples are {draws:.0e} draws, more than {MOST_DRAWS:.0e}");
+            return bad_call(message, "ask for fewer resamples");
         }
         // Rows of equal values are interchangeable: they are counted, not added up one by one.
         let mut distinct: Vec<f64> = Vec::new();

@@ -1,6 +1,7 @@
 //! Functions for people who look at recommenders: vectors, semantic ids, ranking metrics. One file a family.
 
 mod bootstrap;
+mod bounded;
 mod dates;
 mod lists;
 mod ranking;
@@ -34,7 +35,8 @@ pub struct About {
 }
 
 impl About {
-    /// The same for DataFusion, whose `SHOW FUNCTIONS` and `information_schema.routines` show it.
+    /// The same for DataFusion, whose `information_schema.routines` shows it. `SHOW FUNCTIONS` lists nothing but functions
+    /// whose types of arguments can be counted up.
     fn documentation(&self) -> Documentation {
         let section = DocSection {
             include: true,
@@ -58,7 +60,9 @@ pub(crate) fn register(context: &SessionContext) {
     for function in aggregates() {
         context.register_udaf(function);
     }
-    context.register_udf(dates::function());
+    for function in std::iter::once(dates::function()).chain(bounded::functions()) {
+        context.register_udf(function);
+    }
 }
 
 fn scalars() -> impl Iterator<Item = ScalarUDF> {

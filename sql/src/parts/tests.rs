@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
@@ -59,12 +59,15 @@ fn part(folder: &tempfile::TempDir, rows: &RecordBatch) -> Part {
 
 /// Twice the same rows: as a part called `t`, and in memory as `m`.
 fn session(folder: &tempfile::TempDir, rows: u64) -> Session {
+    session_of(folder, made_up(rows))
+}
+
+fn session_of(folder: &tempfile::TempDir, batch: RecordBatch) -> Session {
     let limits = Limits {
         threads: 2,
         ..Limits::default()
     };
     let session = Session::new(&limits, &Cancel::default()).unwrap();
-    let batch = made_up(rows);
     let parts = PartsTable::viewed(&batch.schema(), Vec::new(), vec![part(folder, &batch)]);
     let memory = MemTable::try_new(batch.schema(), vec![vec![batch]]).unwrap();
     let tables = MemorySchemaProvider::new();
@@ -178,4 +181,55 @@ fn one_value_among_many_is_known_to_be_rare() {
     };
     assert!(plan("a.id = 'x7919'").contains("mode=CollectLeft"));
     assert!(plan("a.kind = 'kind 1'").contains("mode=Partitioned"));
+}
+
+#[test]
+fn what_is_no_number_is_found_among_numbers() {
+    // Row groups and pages of equal numbers, then of numbers that grow, with a NaN here and there.
+    let value = |row: i64| match row {
+        row if row % 700 == 3 => f64::NAN,
+        row if row < 1_000 => 1.0,
+        row => row as f64,
+    };
+    let half = |row: i64| (row % 5 != 0).then(|| value(row) as f32);
+    let columns: [(&str, ArrayRef); 3] = [
+        ("number", Arc::new(Int64Array::from_iter_values(0..2_000))),
+        ("x", Arc::new(Float64Array::from_iter_values((0..2_000).map(value)))),
+        ("y", Arc::new(Float32Array::from_iter((0..2_000).map(half)))),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let session = session_of(&folder, RecordBatch::try_from_iter(columns).unwrap());
+    let count = answer(&session, "SELECT count(*) AS n, max(x) AS x FROM t WHERE isnan(x)");
+    assert!(count.contains("| 3 | NaN |"), "{count}");
+    for statement in [
+        "SELECT count(*) FROM # WHERE x = CAST('NaN' AS DOUBLE)",
+        "SELECT count(*) FROM # WHERE x = 'NaN'",
+        "SELECT count(*) FROM # WHERE x > 1e9 OR y > 1e9",
+        "SELECT count(*) FROM # WHERE x <> 1 AND number < 1000",
+        "SELECT count(*), max(number) AS most FROM # WHERE x <= 1",
+        "SELECT count(*) FROM # WHERE NOT y < 1e9",
+        "SELECT count(*) FROM # WHERE y IS NULL",
+        "SELECT min(x) AS a, max(x) AS b, min(y) AS c, max(y) AS d, count(x) AS e, count(y) AS f FROM #",
+        "SELECT x, y FROM # WHERE number < 10 ORDER BY number",
+        "SELECT number, x FROM # ORDER BY x DESC, number LIMIT 5",
+        "SELECT number, y FROM # ORDER BY y, number DESC LIMIT 5",
+        "SELECT count(*) FROM # AS a JOIN # AS b ON a.x = b.x WHERE a.number < 10",
+    ] {
+        let ask = |table: &str| answer(&session, &statement.replace('#', table));
+        assert_eq!(ask("t"), ask("m"), "{statement}");
+    }
+    // Other bounds still tell which rows need no look.
+    let plan = answer(&session, "EXPLAIN ANALYZE SELECT x FROM t WHERE number = 1700");
+    assert!(
+        plan.contains("row_groups_pruned_statistics=4 total → 1 matched"),
+        "{plan}"
+    );
+}
+
+#[test]
+fn a_part_may_lie_anywhere() {
+    let folder = tempfile::Builder::new().prefix("wö #1 ~[%41]?").tempdir().unwrap();
+    let session = session(&folder, 10);
+    let ask = |table: &str| answer(&session, &format!("SELECT count(*), min(id) AS least FROM {table}"));
+    assert_eq!(ask("t"), ask("m"));
 }
