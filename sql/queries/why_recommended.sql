@@ -29,14 +29,21 @@ history AS (
 last AS (
   SELECT h.item_id, i.codes FROM history AS h JOIN ids AS i ON i.item_id = h.item_id ORDER BY h.place DESC LIMIT 1
 ),
+-- Of several lists the one whose stage comes first by name.
+chosen AS (
+  SELECT stage, key FROM outputs('generate_tiger') WHERE here AND user_id = $user ORDER BY stage LIMIT 1
+),
 beam AS (
-  SELECT rank, item_id, score FROM outputs('generate_tiger') WHERE here AND user_id = $user AND rank <= 10
+  SELECT b.rank, b.item_id, b.score
+  FROM outputs('generate_tiger') AS b JOIN chosen AS c ON c.stage = b.stage
+  WHERE b.here AND b.user_id = $user AND b.rank <= 10
 ),
 scored AS (
-  SELECT s.target, s.rank, s.recall_10, s.ndcg_10
+  SELECT c.stage, s.target, s.rank, s.recall_10, s.ndcg_10
   FROM outputs('score_ranking', 'per_user') AS s
-  JOIN sys.lineage AS l ON l.key = s.key AND l.port = 'ranked' AND l.from_operator = 'generate_tiger'
-  WHERE s.here AND s.user_id = $user LIMIT 1
+  JOIN sys.lineage AS l ON l.key = s.key AND l.port = 'ranked'
+  JOIN chosen AS c ON c.key = l.from_key
+  WHERE s.here AND s.user_id = $user ORDER BY s.stage LIMIT 1
 ),
 -- Training samples whose target is a recommended item, and those of them that had the user's last item just before.
 samples AS (
@@ -53,7 +60,7 @@ samples AS (
 ),
 steps AS (
   SELECT 1 AS step, 'metric' AS what, CAST(rank AS BIGINT) AS place, target AS item_id,
-         'held out; expected recall@10 ' || recall_10 || ', ndcg@10 ' || round(ndcg_10, 4) AS evidence
+         'held out; expected of ' || stage || ': recall@10 ' || recall_10 || ', ndcg@10 ' || round(ndcg_10, 4) AS evidence
   FROM scored
   UNION ALL
   SELECT 2, 'recommended', CAST(b.rank AS BIGINT), b.item_id,

@@ -386,7 +386,13 @@ fn queries_that_come_with_the_program_answer() {
         .replace("shop:    { op: synthesize, users: 2000, items: 400 }", sources)
         .replace("shop.interactions", "reviews")
         .replace("shop.items", "catalogue")
-        .replace("pipeline: quickstart", "pipeline: files");
+        .replace("pipeline: quickstart", "pipeline: files")
+        // A second list, which is not the one that is told of.
+        .replace(
+            "  generated: {",
+            "  other: { op: generate_tiger, inputs: { model: tiger, histories: split.test, semantic_ids: sids }, beam_width: 5 }\n  generated: {",
+        );
+    assert!(files.contains("beam_width: 5"));
     sluice.write("files.yaml", files);
     let small: Vec<&str> = TINY.iter().copied().filter(|change| !change.contains("shop")).collect();
     let done = sluice.run(&[&["run", "files.yaml", "--quiet"], &small[..]].concat());
@@ -397,6 +403,13 @@ fn queries_that_come_with_the_program_answer() {
     for what in ["metric", "recommended", "history"] {
         assert!(steps.iter().any(|step| step["what"] == what), "{what}: {told}");
     }
+    let recommended = steps.iter().filter(|step| step["what"] == "recommended");
+    let list = csv(
+        &sluice,
+        &format!("SELECT count(*) FROM generated WHERE rank <= 10 AND user_id = '{user}'"),
+        &[],
+    );
+    assert_eq!(recommended.count().to_string(), list.trim(), "{told}");
     let lines: Vec<String> = std::fs::read_to_string(sluice.path("interactions.csv"))
         .unwrap()
         .lines()
