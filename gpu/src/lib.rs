@@ -13,6 +13,7 @@ mod draws;
 pub mod encoder;
 pub mod error;
 pub mod frozen;
+pub mod kernels;
 pub mod kmeans;
 mod lanes;
 pub mod llm;

@@ -53,12 +53,12 @@ impl Dropout {
     }
 
     /// Elements whose 32 random bits are below this are dropped.
-    fn threshold(self) -> u32 {
+    pub(crate) fn threshold(self) -> u32 {
         (f64::from(self.probability) * 2f64.powi(32)) as u32
     }
 
     /// What a kept element is multiplied by.
-    fn scale(self) -> f32 {
+    pub(crate) fn scale(self) -> f32 {
         1.0 / (1.0 - self.probability)
     }
 }

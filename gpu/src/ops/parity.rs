@@ -12,6 +12,19 @@ fn twin() -> Device {
     crate::device::device(&name).unwrap()
 }
 
+/// The stock engine by stock operations alone, and with the kernels for GPUs: its own, or simulated ones on the CPU.
+fn twins(weights: &Weights) -> Vec<Stock> {
+    let stock = || Stock::new(weights, &twin()).unwrap();
+    let kernels = match twin().is_cpu() {
+        true => crate::kernels::simulator::simulator(),
+        false => crate::kernels::Kernels::of(&twin()),
+    };
+    let with_kernels = kernels.map(|kernels| stock().with_kernels(Some(kernels)));
+    std::iter::once(stock().with_kernels(None))
+        .chain(with_kernels)
+        .collect()
+}
+
 fn weights(shapes: &[(&str, usize, usize)]) -> Weights {
     let make = |(i, &(name, rows, columns)): (usize, &(&str, usize, usize))| Weight {
         name: name.into(),
@@ -52,16 +65,17 @@ macro_rules! check {
         for threads in [2, 3, 7] {
             assert_eq!((&values, &gradients), (&fast(threads).0, &fast(threads).1));
         }
-        let mut stock = Stock::new(&weights, &twin()).unwrap();
-        let (y, loss) = run(&mut stock).unwrap();
-        close("values", &values, &stock.values(&y).unwrap());
-        for (i, gradient) in stock.backward(&loss).unwrap().into_iter().enumerate() {
-            let name = &weights.tensors()[i].name;
-            let want = match gradient {
-                Some(g) => g.flatten_all().unwrap().to_vec1().unwrap(),
-                None => vec![0.0; gradients[i].len()],
-            };
-            close(name, &gradients[i], &want);
+        for mut stock in twins(&weights) {
+            let (y, loss) = run(&mut stock).unwrap();
+            close("values", &values, &stock.values(&y).unwrap());
+            for (i, gradient) in stock.backward(&loss).unwrap().into_iter().enumerate() {
+                let name = &weights.tensors()[i].name;
+                let want = match gradient {
+                    Some(g) => g.flatten_all().unwrap().to_vec1().unwrap(),
+                    None => vec![0.0; gradients[i].len()],
+                };
+                close(name, &gradients[i], &want);
+            }
         }
     }};
 }

@@ -11,6 +11,7 @@ use super::tape::{check_below, check_hidden, check_offsets, check_rotations, row
 use super::{Attention, Dropout, Graph, Heads, Source};
 use crate::error::{Error, Result};
 use crate::frozen::{Frozen, Numbers};
+use crate::kernels::Kernels;
 use crate::weights::{Weight, Weights};
 use candle_core::{D, DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub enum Precision {
 pub struct Stock {
     device: Device,
     precision: Precision,
+    /// Take the place of stock operations where there are some.
+    kernels: Option<Kernels>,
     names: Vec<String>,
     variables: Vec<Var>,
     shapes: Vec<Vec<usize>>,
@@ -48,6 +51,7 @@ impl Stock {
         let mut stock = Stock {
             device: device.clone(),
             precision: Precision::F32,
+            kernels: Kernels::of(device),
             names: vec![],
             variables: vec![],
             shapes: vec![],
@@ -66,6 +70,11 @@ impl Stock {
     /// The same weights, with products in this precision.
     pub fn with_precision(self, precision: Precision) -> Self {
         Stock { precision, ..self }
+    }
+
+    /// The same with these kernels, or with stock operations alone.
+    pub fn with_kernels(self, kernels: Option<Kernels>) -> Self {
+        Stock { kernels, ..self }
     }
 
     /// The same over further weights, which take no gradient; in bf16 where products are.
@@ -301,6 +310,9 @@ impl Graph for Stock {
     fn dropout(&mut self, x: &Tensor, dropout: Dropout) -> Result<Tensor> {
         if dropout.probability == 0.0 {
             return Ok(x.clone());
+        }
+        if let Some(kernels) = &self.kernels {
+            return kernels.dropout(x, dropout);
         }
         let mut mask = vec![0u8; x.elem_count()];
         dropout.mask(0, &mut mask);
