@@ -1,5 +1,6 @@
 //! The rules of the house, most of them absences: who depends on whom, and what must not be found where.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -278,4 +279,29 @@ fn no_file_in_git_is_large() {
         count += 1;
     }
     assert!(count > 100);
+}
+
+/// Else the README's second command builds again what its first one has built.
+#[test]
+fn run_and_test_share_their_crates() {
+    let tree = |arguments: &[&str]| -> BTreeSet<String> {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p} {f}"])
+            .args(arguments)
+            .current_dir(repository(""))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let crates = lines.lines().map(|line| line.trim_end_matches(" (*)").trim());
+        crates.filter(|line| !line.is_empty()).map(str::to_string).collect()
+    };
+    let run = tree(&["--package", "sluice", "--edges", "normal,build"]);
+    let test = tree(&["--workspace", "--edges", "normal,build,dev"]);
+    let twice: Vec<&String> = run.difference(&test).collect();
+    assert!(
+        twice.is_empty(),
+        "`cargo run` builds these with other features than `cargo test`: {twice:?}; turn the missing ones on in cli/Cargo.toml"
+    );
 }
