@@ -98,15 +98,13 @@ pub struct Edge {
 impl Stage {
     /// The config fields that are part of the key.
     pub fn keyed_config(&self) -> Map<String, Value> {
-        let resource = |name: &str| {
-            self.entry
-                .fields
-                .iter()
-                .any(|field| field.name == name && field.resource)
+        let keyed = |name: &str, value: &Value| {
+            let mut fields = self.entry.fields.iter().filter(|field| field.name == name);
+            fields.all(|field| field.is_keyed(value))
         };
         self.config
             .iter()
-            .filter(|(name, _)| !resource(name))
+            .filter(|(name, value)| keyed(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
     }

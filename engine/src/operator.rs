@@ -40,8 +40,10 @@ pub type Notes = Map<String, Value>;
 ///
 /// Config fields are part of the key unless marked `#[schemars(extend("x-resource" = true))]`. Those marked
 /// `#[schemars(extend("x-extent" = true))]` say how far to go (steps, epochs): they are part of the key, but not of the
-/// lineage under which checkpoints are kept, where [`Operator::extendable`] says so. A field without a meaningful
-/// default is marked `#[schemars(extend("x-required" = true))]`.
+/// lineage under which checkpoints are kept, where [`Operator::extendable`] says so. Those marked
+/// `#[schemars(extend("x-late" = true))]` came when there were artifacts already: at their default they are not part of
+/// the key, so that it stays what it was. A field without a meaningful default is marked
+/// `#[schemars(extend("x-required" = true))]`.
 /// The struct carries `#[serde(default, deny_unknown_fields)]` and `impl Default` is the only home of defaults.
 pub trait Operator: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// The name in pipelines: a verb and its object.
@@ -146,7 +148,7 @@ pub enum Distribution {
     /// `run` sees the key columns (and a hidden row tag) and returns the rows it keeps. It must be monotone:
     /// with fewer rows in, it never keeps a row that it would have dropped.
     Fixpoint(String, Vec<Vec<String>>),
-    /// Once, with all rows of all inputs, on a compute thread.
+    /// Once, with all rows of all inputs, on a compute thread; or once per process, see [`Bound::peers`].
     Whole,
 }
 
@@ -168,6 +170,8 @@ pub struct Bound {
     pub facts: Facts,
     /// Inputs whose facts are not inherited.
     pub apart: Vec<String>,
+    /// How many calls may share the work of a [`Distribution::Whole`].
+    pub peers: usize,
 }
 
 impl Bound {
@@ -179,6 +183,7 @@ impl Bound {
             files: Vec::new(),
             facts: Facts::new(),
             apart: Vec::new(),
+            peers: 1,
         }
     }
 
@@ -203,6 +208,14 @@ impl Bound {
     /// Once, with everything.
     pub fn whole() -> Self {
         Self::new(Distribution::Whole)
+    }
+
+    /// Lets up to so many calls share the work of [`Distribution::Whole`]: one in each of the first processes of the run,
+    /// as many as there are, each with all inputs and with [`Context::peers`] to reach the others. The first call makes
+    /// the output; it must not depend on how many there were. Each takes of its process what `resources:` says.
+    pub fn peers(mut self, calls: usize) -> Self {
+        self.peers = calls.max(1);
+        self
     }
 
     /// Adds an output port.
@@ -489,6 +502,38 @@ impl Earlier for Never {
     }
 }
 
+/// Calls of one stage that share its work, each in a process of its own; see [`Bound::peers`].
+pub trait Peers: Send + Sync {
+    /// Which of them this one is, from 0. What others than the first return, state, tell or write into their attempt
+    /// folder goes nowhere.
+    fn rank(&self) -> usize;
+
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Gives part i to peer i and returns what every peer had for this one, in their order; the own part comes back as it
+    /// is. All of them call it equally often, one call at a time. It fails soon when the run was asked to stop, and when
+    /// a peer's call is over before.
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>>;
+}
+
+/// A call that has nobody to share with.
+pub struct Alone;
+
+impl Peers for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        Ok(parts)
+    }
+}
+
 /// What `run` may use besides its inputs.
 #[derive(Clone)]
 pub struct Context {
@@ -512,8 +557,10 @@ pub struct Context {
     pub checkpoint: Option<Checkpoint>,
     /// Earlier results over other inputs, for operators whose rows are independent.
     pub earlier: Arc<dyn Earlier>,
-    /// Device ids that this stage was given, if it asked for some.
+    /// Device ids that this call was given, if the stage asked for some.
     pub gpus: Vec<usize>,
+    /// The calls that share the work of this one.
+    pub peers: Arc<dyn Peers>,
     /// Content digests of the inputs by port, of those that were published when the stage began: all of them, for
     /// `Whole`. They are part of the key, so whatever is made of them is a function of the inputs.
     pub inputs: BTreeMap<String, String>,
@@ -536,6 +583,7 @@ impl Context {
             checkpoint: None,
             earlier: Arc::new(Never),
             gpus: Vec::new(),
+            peers: Arc::new(Alone),
             inputs: BTreeMap::new(),
             notes: Arc::default(),
         }

@@ -20,7 +20,7 @@ use crate::operator::{Cancel, Distribution, Notes};
 use crate::plan::{Action, Plan, inputs_of};
 use crate::process::{cpu_seconds, resident};
 use crate::run::Options;
-use crate::runtime::{Command, Coordinator, Report, Start};
+use crate::runtime::{Command, Coordinator, Place, Report, Start};
 use crate::slots::{Machine, Slots, Taken};
 use crate::store::lease::{Claim, Leases};
 use crate::store::{FileEntry, KeyRecord, Store};
@@ -66,10 +66,12 @@ struct Running {
     peak_memory: u64,
     energy: Option<f64>,
     gpus: Vec<usize>,
-    process: usize,
     /// What the operator stated while it ran.
     notes: Notes,
 }
+
+/// Processes with room for a stage, and its devices there.
+type Room = Vec<(usize, Vec<usize>)>;
 
 /// The scheduler's state: what is done, what runs, what waits.
 pub(crate) struct State {
@@ -294,16 +296,16 @@ impl State {
             if let Status::Ready(ready) = &mut self.stages[index] {
                 ready.asked = true;
             }
-            let Some((process, gpus)) = self.room(index) else {
+            let Some(room) = self.room(index) else {
                 continue;
             };
             if !self.claim(index) {
-                self.taken[process].give(index);
+                self.give(index);
                 continue;
             }
             // Between the look and the lease another run may have published it.
             if !forced && let Some(record) = self.store.record(&key) {
-                self.taken[process].give(index);
+                self.give(index);
                 self.release(index);
                 self.reuse(index, record, true);
                 continue;
@@ -313,29 +315,51 @@ impl State {
             };
             let preimage = ready.preimage.clone();
             let inputs = preimage.inputs.clone();
-            let mut group = vec![self.start(index, inputs, Some(&preimage), process, gpus)];
+            let mut group = vec![self.start(index, inputs, Some(&preimage), room)];
             if !self.verify {
                 self.extend(&mut group, index + 1);
             }
-            debug_assert!(group.iter().all(|start| start.worker < peers));
+            let mut places = group.iter().flat_map(|start| &start.places);
+            debug_assert!(places.all(|place| place.worker < peers));
             commands.push(Command::Start(group));
         }
         commands
     }
 
-    /// A process with room for a stage that runs once, and its devices there; the others need none.
-    fn room(&mut self, index: usize) -> Option<(usize, Vec<usize>)> {
+    /// Room for a stage that runs once, in one process; or, if its work is shared, in all that it runs in, which are the
+    /// first ones. The others need none.
+    fn room(&mut self, index: usize) -> Option<Room> {
         let stage = &self.graph.stages[index];
         if stage.bound.distribution != Distribution::Whole {
-            return Some((0, Vec::new()));
+            return Some(vec![(0, Vec::new())]);
         }
         let share = self.machine.share(&stage.slots).unwrap_or_else(|_| Slots::default());
         let count = self.taken.len();
-        let first = self.next_worker / self.workers % count;
-        (0..count).map(|offset| (first + offset) % count).find_map(|process| {
-            let gpus = self.taken[process].take(index, &share, &self.machine)?;
-            Some((process, gpus))
-        })
+        let wanted = stage.bound.peers.min(count);
+        let first = match wanted {
+            1 => self.next_worker / self.workers % count,
+            _ => 0,
+        };
+        let processes = (0..count).map(|offset| (first + offset) % count);
+        let mut room = Room::new();
+        for process in processes {
+            match self.taken[process].take(index, &share, &self.machine) {
+                Some(gpus) => room.push((process, gpus)),
+                // One process is as good as another, but all peers have to run at once.
+                None if wanted > 1 => break,
+                None => {}
+            }
+            if room.len() == wanted {
+                return Some(room);
+            }
+        }
+        self.give(index);
+        None
+    }
+
+    /// Gives back what a stage took.
+    fn give(&mut self, index: usize) {
+        self.taken.iter_mut().for_each(|taken| taken.give(index));
     }
 
     /// Takes the lease of a stage's recipe. Without it somebody else works on the same stage.
@@ -399,7 +423,7 @@ impl State {
                 group.iter().any(|start| start.stage == edge.stage) && stage.streams(&edge.port)
             });
             if possible && streamed && self.claim(index) {
-                let start = self.start(index, published, None, 0, Vec::new());
+                let start = self.start(index, published, None, vec![(0, Vec::new())]);
                 group.push(start);
             }
         }
@@ -410,10 +434,10 @@ impl State {
         index: usize,
         published: BTreeMap<String, String>,
         preimage: Option<&Preimage>,
-        process: usize,
-        gpus: Vec<usize>,
+        room: Room,
     ) -> Start {
         let stage = &self.graph.stages[index];
+        let gpus = room.first().map_or_else(Vec::new, |(_, gpus)| gpus.clone());
         let attempt = Store::attempt_name(&format!("{}-{index}-{}", self.run, stage.name));
         self.pending.push(Event::StageStarted {
             stage: stage.name.clone(),
@@ -456,19 +480,21 @@ impl State {
             cpu_seconds: cpu_seconds(),
             peak_memory: resident(),
             energy: self.meter.joules(),
-            gpus: gpus.clone(),
-            process,
+            gpus,
             notes: Notes::new(),
         }));
         self.next_worker += 1;
+        let place = |(process, gpus): (usize, Vec<usize>)| Place {
+            worker: process * self.workers + self.next_worker % self.workers,
+            gpus,
+        };
         Start {
             stage: index,
             attempt,
             published,
-            worker: process * self.workers + self.next_worker % self.workers,
+            places: room.into_iter().map(place).collect(),
             lineage,
             earlier,
-            gpus,
         }
     }
 
@@ -591,8 +617,8 @@ impl State {
 
     /// A stage runs no longer: its slots and its lease are free.
     fn leave(&mut self, index: usize) {
-        if let Status::Running(running) = &self.stages[index] {
-            self.taken[running.process].give(index);
+        if matches!(self.stages[index], Status::Running(_)) {
+            self.give(index);
             self.running.remove(&index);
             self.release(index);
         }

@@ -5,15 +5,18 @@
 //!
 //! Here is the config. The forward pass and the loss are in `llm/forward.rs`, weights and folders in `llm/model.rs`,
 //! adapters in `llm/lora.rs`. Constrained generation: the titles in `llm/trie.rs`, cached decoding in `llm/decoder.rs`,
-//! scores of next tokens in `llm/head.rs`, beam search in `llm/search.rs`.
+//! scores of next tokens in `llm/head.rs`, both on other devices in `llm/on_device.rs`, beam search in `llm/search.rs`.
 
 pub mod added;
 mod decoder;
 mod forward;
+mod frozen;
 mod head;
 pub mod lora;
 pub mod memory;
 mod model;
+mod on_device;
+mod reader;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -22,9 +25,11 @@ mod trie;
 
 pub use decoder::Decoder;
 pub use forward::{Batch, Network, hidden, loss};
+pub use frozen::FrozenLlm;
 pub use head::Normalisation;
 pub use model::{Llm, Parameters, Shape};
-pub use search::{Found, Generated, SearchOptions, generate};
+pub use on_device::{DeviceDecoder, Parts, Tensors};
+pub use search::{Found, Generated, SearchOptions, generate, generate_on};
 pub use training::{Base, Prompts, Tuned, TunedConfig, Tuning, Validation};
 pub use trie::TitleTrie;
 

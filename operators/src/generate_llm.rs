@@ -49,7 +49,8 @@ const NOTED: [u32; 4] = [1, 5, 10, 20];
 ///
 /// The notes say how often the title of the target was among the first 1, 5, 10 and 20 titles (`title_recall@k`; metrics
 /// of items are those of `score_ranking`), which share of all titles was ever listed (`title_coverage`), and what it
-/// took: `users_per_second`, `tokens_per_second` (of prompts and of what was added to them), `seconds_per_user`.
+/// took: `users_per_second`, `tokens_per_second` (of prompts and of what was added to them), `seconds_per_user`, and
+/// `weights_bytes`, the memory of the weights.
 ///
 /// # Source
 /// "LLM-as-RS" of the scaling study (arXiv 2509.25522): beam search constrained by a trie over all titles; sums of
@@ -58,8 +59,8 @@ const NOTED: [u32; 4] = [1, 5, 10, 20];
 ///
 /// # Deviates
 /// `search: exact` scores every title: the reference that a beam approximates. Everything is computed in f32 on the CPU,
-/// whatever the checkpoint has. The end of text is the token that ends the titles; that of the model's config is not
-/// looked at.
+/// whatever the checkpoint has; weights stay in the numbers of the checkpoint, and an adapter stays beside them, in f32.
+/// The end of text is the token that ends the titles; that of the model's config is not looked at.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateLlm {
@@ -119,7 +120,7 @@ impl Default for GenerateLlm {
 
 impl Operator for GenerateLlm {
     const NAME: &'static str = "generate_llm";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const INPUTS: &'static [Input] = &[
         Input::optional(MODEL, "a trained language model, or an adapter of one (train_llm)"),
         Input::optional(BASE, "the language model that an adapter was trained on (train_llm)"),
@@ -171,8 +172,9 @@ impl Operator for GenerateLlm {
         let titled = Titled::read(inputs.table(TITLES)?)?;
         let prompts = Prompts::read(inputs.table(PROMPTS)?)?;
         let port = if inputs.has(MODEL) { MODEL } else { BASE };
-        let model = merge_adapter::open(context, &inputs, port, self.base.as_deref())?;
+        let model = merge_adapter::read(context, &inputs, port, self.base.as_deref())?;
         let decoder = Decoder::new(model, self.normalisation.into()).map_err(explain)?;
+        context.note("weights_bytes", decoder.bytes());
         check_tokens(&decoder, &titled, &prompts)?;
         let options = SearchOptions {
             width: match self.search {

@@ -1,10 +1,11 @@
-//! What makes two configs different: every field of every operator moves the key, but for those marked as resources.
+//! What makes two configs different: every field of every operator moves the key, but for those marked as resources, and
+//! late ones at their default.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 use sluice_engine::key;
-use sluice_engine::operator::Entry;
+use sluice_engine::operator::{Entry, Field};
 
 /// Fields that stay out of the key. Whoever marks another one has to enter it here: it must not change results.
 const RESOURCES: [&str; 8] = [
@@ -27,6 +28,9 @@ const EXTENTS: [&str; 6] = [
     "train_tiger.max_epochs",
     "train_tiger.max_steps",
 ];
+
+/// Fields that came when there were artifacts already: their default has to be what was done before.
+const LATE: [&str; 3] = ["train_llm.replicas", "train_sasrec.replicas", "train_tiger.replicas"];
 
 /// What a field without a default is given, by operator and field.
 fn required(operator: &str, field: &str) -> Value {
@@ -117,8 +121,14 @@ fn others(schema: &Value, root: &Value, now: &Value) -> Vec<Value> {
 /// The part of a config that is in the key, as the engine hashes it.
 fn keyed(entry: &Entry, config: &Value) -> Result<String, String> {
     let config = entry.make(config.clone())?.config();
-    let resource = |name: &str| entry.fields.iter().any(|field| field.name == name && field.resource);
-    let semantic: Map<String, Value> = config.into_iter().filter(|(name, _)| !resource(name)).collect();
+    let is_keyed = |name: &str, value: &Value| {
+        let mut fields = entry.fields.iter().filter(|field| field.name == name);
+        fields.all(|field| field.is_keyed(value))
+    };
+    let semantic: Map<String, Value> = config
+        .into_iter()
+        .filter(|(name, value)| is_keyed(name, value))
+        .collect();
     Ok(key::digest("config", &key::canonical(&Value::Object(semantic))))
 }
 
@@ -167,12 +177,16 @@ fn every_field_moves_the_key_unless_it_is_a_resource() {
 }
 
 #[test]
-fn resources_and_extents_are_those_that_were_agreed() {
-    let (mut resources, mut extents) = (Vec::new(), Vec::new());
+fn resources_extents_and_late_fields_are_those_that_were_agreed() {
+    let (mut resources, mut extents, mut late) = (Vec::new(), Vec::new(), Vec::new());
     for entry in crate::registry().iter() {
         for field in &entry.fields {
             let name = format!("{}.{}", entry.name, field.name);
             assert!(!(field.resource && field.extent), "{name} is either in the key or not");
+            if field.late {
+                assert!(field.default.is_some(), "{name} has no default");
+                late.push(name.clone());
+            }
             if field.resource {
                 resources.push(name);
             } else if field.extent {
@@ -182,8 +196,10 @@ fn resources_and_extents_are_those_that_were_agreed() {
     }
     resources.sort();
     extents.sort();
+    late.sort();
     assert_eq!(resources, RESOURCES);
     assert_eq!(extents, EXTENTS);
+    assert_eq!(late, LATE);
 }
 
 /// Only top-level marks count, so one inside a struct would be a field that someone believes to be out of the key.
@@ -192,7 +208,7 @@ fn no_mark_stands_where_it_does_nothing() {
     fn marks(at: &Value) -> usize {
         match at {
             Value::Object(map) => {
-                let own = ["x-resource", "x-extent"]
+                let own = ["x-resource", "x-extent", "x-late"]
                     .iter()
                     .filter(|mark| map.contains_key(**mark))
                     .count();
@@ -203,11 +219,8 @@ fn no_mark_stands_where_it_does_nothing() {
         }
     }
     for entry in crate::registry().iter() {
-        let known = entry
-            .fields
-            .iter()
-            .filter(|field| field.resource || field.extent)
-            .count();
+        let of = |field: &Field| [field.resource, field.extent, field.late];
+        let known = entry.fields.iter().flat_map(of).filter(|mark| *mark).count();
         assert_eq!(marks(&entry.schema), known, "{}", entry.name);
     }
 }

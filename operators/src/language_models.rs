@@ -12,8 +12,9 @@ use sluice_gpu::encoder::EncoderError;
 use sluice_gpu::frozen::Frozen;
 use sluice_gpu::llm::added::{Added, Vectors};
 use sluice_gpu::llm::lora::{self, Lora};
-use sluice_gpu::llm::{Llm, LlmConfig, Prompts};
+use sluice_gpu::llm::{FrozenLlm, Llm, LlmConfig, Prompts};
 use sluice_gpu::samples::Ragged;
+use sluice_gpu::weights::Weights;
 
 use crate::checkpoints::{find, missing, weight_files};
 use crate::models::explain;
@@ -186,16 +187,24 @@ pub fn bind_checkpoint(binding: &Binding, field: &str, name: &str) -> (Option<Ll
 
 const DOWNLOAD: &str = "download it (\"sluice fetch NAME\"), or give a folder below the data root";
 
+/// The folder of a checkpoint below the data root (at `path`), or by name in the hub's cache.
+fn checkpoint(path: &Path, name: &str) -> Result<PathBuf> {
+    find(path, name).ok_or_else(|| missing(name, path).hint(DOWNLOAD))
+}
+
 /// Reads a checkpoint below the data root (at `path`), or by name out of the hub's cache.
 pub fn load_checkpoint(path: &Path, name: &str) -> Result<Llm> {
-    let folder = find(path, name).ok_or_else(|| missing(name, path).hint(DOWNLOAD))?;
-    Llm::load(&folder).map_err(bad)
+    Llm::load(&checkpoint(path, name)?).map_err(bad)
 }
 
 /// The same to read its weights only, where they are mapped.
 pub fn open_checkpoint(path: &Path, name: &str) -> Result<(LlmConfig, Frozen)> {
-    let folder = find(path, name).ok_or_else(|| missing(name, path).hint(DOWNLOAD))?;
-    Llm::open(&folder).map_err(bad)
+    Llm::open(&checkpoint(path, name)?).map_err(bad)
+}
+
+/// The same to generate with.
+pub fn read_checkpoint(path: &Path, name: &str) -> Result<FrozenLlm> {
+    FrozenLlm::open(&checkpoint(path, name)?).map_err(bad)
 }
 
 /// [`load`] of what a training starts from: a checkpoint without further tokens stays mapped.
@@ -217,20 +226,50 @@ pub fn open(folder: &Path, base: impl FnOnce(&str) -> Result<Llm>) -> Result<(Ll
 /// says what that was.
 pub fn load(folder: &Path, base: impl FnOnce(&str) -> Result<Llm>) -> Result<Llm> {
     if !lora::is_adapter(folder) {
-        let mut model = Llm::load(folder).map_err(bad)?;
-        Added::merge(folder, &mut model).map_err(explain)?;
-        return Ok(model);
+        return load_whole(folder);
     }
     let name = lora::base_name(folder).map_err(explain)?;
     let mut model = base(&name)?;
-    let (lora, adapters, _) = Lora::load(folder, model.config()).map_err(|error| {
+    let (lora, adapters) = adapter(folder, &name, model.config(), || model.weights().digest())?;
+    lora.merge(&adapters, model.weights_mut()).map_err(explain)?;
+    Added::merge(folder, &mut model).map_err(explain)?;
+    Ok(model)
+}
+
+/// The same to generate with: nothing is merged, and a checkpoint stays mapped, in the numbers it has.
+pub fn read(folder: &Path, base: impl FnOnce(&str) -> Result<FrozenLlm>) -> Result<FrozenLlm> {
+    if !lora::is_adapter(folder) {
+        return match Added::is_in(folder) {
+            false => FrozenLlm::open(folder).map_err(bad),
+            // An adapter on it knows the digest of tables that have these words. All of it is in f32: it was trained whole.
+            true => load_whole(folder).map(FrozenLlm::from),
+        };
+    }
+    let name = lora::base_name(folder).map_err(explain)?;
+    let mut model = base(&name)?;
+    let (lora, adapters) = adapter(folder, &name, model.config(), || model.weights().digest())?;
+    model.adapt(lora, adapters).map_err(explain)?;
+    model.add_tokens(folder).map_err(explain)?;
+    Ok(model)
+}
+
+/// Reads a folder that is no adapter.
+fn load_whole(folder: &Path) -> Result<Llm> {
+    let mut model = Llm::load(folder).map_err(bad)?;
+    Added::merge(folder, &mut model).map_err(explain)?;
+    Ok(model)
+}
+
+/// Reads an adapter for a base, which it calls `name`; `digest` is that of its weights.
+fn adapter(folder: &Path, name: &str, config: &LlmConfig, digest: impl FnOnce() -> String) -> Result<(Lora, Weights)> {
+    let (lora, adapters, _) = Lora::load(folder, config).map_err(|error| {
         let told = explain(error).detail("the adapter is for another model than the base it was given");
         told.hint("\"base\" names the model it was trained on")
     })?;
-    if let Some(digest) = lora::base_digest(folder).map_err(explain)?
-        && digest != model.weights().digest()
+    if let Some(wanted) = lora::base_digest(folder).map_err(explain)?
+        && wanted != digest()
     {
-        let own = match name.as_str() {
+        let own = match name {
             "" => "the model of another stage".to_string(),
             name => format!("\"{name}\""),
         };
@@ -238,9 +277,7 @@ pub fn load(folder: &Path, base: impl FnOnce(&str) -> Result<Llm>) -> Result<Llm
         let hint = "give it the base that it was trained on; if that was made anew, train the adapter again";
         return Err(Error::data("wrong-base", message).hint(hint));
     }
-    lora.merge(&adapters, model.weights_mut()).map_err(explain)?;
-    Added::merge(folder, &mut model).map_err(explain)?;
-    Ok(model)
+    Ok((lora, adapters))
 }
 
 /// What is wrong with a checkpoint.

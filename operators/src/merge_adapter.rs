@@ -1,15 +1,15 @@
 //! Merges an adapter into the language model it was trained on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Input, OUT, Operator};
 use sluice_engine::table::{Table, Tables};
 use sluice_engine::{Error, Result};
-use sluice_gpu::llm::Llm;
+use sluice_gpu::llm::{FrozenLlm, Llm};
 
-use crate::language_models::{self, LAYOUT, bind_checkpoint, load_checkpoint};
+use crate::language_models::{self, LAYOUT, bind_checkpoint, load_checkpoint, read_checkpoint};
 use crate::models::{self, explain};
 
 const MODEL: &str = "model";
@@ -73,23 +73,51 @@ pub fn bind_base(binding: &Binding, base: Option<&str>) -> Vec<PathBuf> {
     }
 }
 
+/// Where a model is that an adapter was trained on.
+enum Place<'a> {
+    Checkpoint(&'a str),
+    Folder(&'a Path),
+}
+
 /// Reads the language model of a port; an adapter is merged into its base, which is `base`, else the input `base`, else
 /// the checkpoint that the adapter names. Without the port it is the base alone.
 pub fn open(context: &Context, inputs: &Tables, port: &str, base: Option<&str>) -> Result<Llm> {
-    let found = |own: &str| match (base, inputs.has(BASE), own) {
-        (Some(name), ..) => load_checkpoint(&context.path(name), name),
-        (None, true, _) => {
-            language_models::load(inputs.folder(BASE)?, |_| Err(needs_base("the base is an adapter too")))
-        }
-        (None, false, "") => Err(needs_base(
-            "this is an adapter, and what it was trained on is not given",
-        )),
-        (None, false, own) => load_checkpoint(&context.path(own), own),
+    let found = |own: &str| match place(inputs, base, own)? {
+        Place::Checkpoint(name) => load_checkpoint(&context.path(name), name),
+        Place::Folder(folder) => language_models::load(folder, |_| Err(adapter_too())),
     };
     match inputs.has(port) {
         true => language_models::load(inputs.folder(port)?, found),
         false => found(""),
     }
+}
+
+/// The same to generate with: nothing is merged.
+pub fn read(context: &Context, inputs: &Tables, port: &str, base: Option<&str>) -> Result<FrozenLlm> {
+    let found = |own: &str| match place(inputs, base, own)? {
+        Place::Checkpoint(name) => read_checkpoint(&context.path(name), name),
+        Place::Folder(folder) => language_models::read(folder, |_| Err(adapter_too())),
+    };
+    match inputs.has(port) {
+        true => language_models::read(inputs.folder(port)?, found),
+        false => found(""),
+    }
+}
+
+/// Where the base is of an adapter that has the name `own` for it.
+fn place<'a>(inputs: &'a Tables, base: Option<&'a str>, own: &'a str) -> Result<Place<'a>> {
+    match (base, inputs.has(BASE), own) {
+        (Some(name), ..) => Ok(Place::Checkpoint(name)),
+        (None, true, _) => Ok(Place::Folder(inputs.folder(BASE)?)),
+        (None, false, "") => Err(needs_base(
+            "this is an adapter, and what it was trained on is not given",
+        )),
+        (None, false, own) => Ok(Place::Checkpoint(own)),
+    }
+}
+
+fn adapter_too() -> Error {
+    needs_base("the base is an adapter too")
 }
 
 fn needs_base(message: &str) -> Error {

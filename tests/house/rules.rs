@@ -286,7 +286,15 @@ fn no_file_in_git_is_large() {
 fn run_and_test_share_their_crates() {
     let tree = |arguments: &[&str]| -> BTreeSet<String> {
         let output = Command::new(env!("CARGO"))
-            .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p} {f}"])
+            .args([
+                "tree",
+                "--offline",
+                "--locked",
+                "--prefix",
+                "none",
+                "--format",
+                "{p} {f}",
+            ])
             .args(arguments)
             .current_dir(repository(""))
             .output()

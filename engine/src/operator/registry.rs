@@ -77,6 +77,16 @@ pub struct Field {
     pub resource: bool,
     /// Whether it says how far to go: part of the key, not of the lineage.
     pub extent: bool,
+    /// Whether it came when there were artifacts already: at its default it stays out of the key.
+    pub late: bool,
+}
+
+impl Field {
+    /// Whether the key has the field at this value.
+    pub fn is_keyed(&self, value: &Value) -> bool {
+        let as_before = self.late && self.default.as_ref() == Some(value);
+        !self.resource && !as_before
+    }
 }
 
 /// What the registry knows of an operator: all of it derived from the operator's own declarations.
@@ -114,6 +124,7 @@ impl Entry {
                 default: (!flag(name, "x-required")).then(|| defaults[name].clone()),
                 resource: flag(name, "x-resource"),
                 extent: flag(name, "x-extent"),
+                late: flag(name, "x-late"),
             })
             .collect();
         Entry {

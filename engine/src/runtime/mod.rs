@@ -20,6 +20,7 @@ mod encodings;
 mod fixpoint;
 mod parcel;
 mod part_file;
+mod peers;
 mod pen;
 mod rows;
 mod source;
@@ -41,7 +42,7 @@ use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
 
-pub(crate) use parcel::{Command, Report, Start};
+pub(crate) use parcel::{Command, Place, Report, Start};
 pub(crate) use part_file::PartFile;
 
 use crate::error::{Error, Result};
@@ -53,7 +54,7 @@ use buffer::Budget;
 use control::Control;
 use source::Parcels;
 use stage::StageRun;
-use whole::Threads;
+use whole::{Call, Threads};
 
 /// Where a run runs.
 #[derive(Clone, Debug)]
@@ -177,6 +178,7 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
         for start in group {
             let stage = Arc::new(job.graph.stages[start.stage].clone());
             let attempt = job.store.attempt_folder(&start.attempt);
+            let rank = start.places.iter().position(|place| place.worker == scope.index());
             let context = Context {
                 checkpoint: start.lineage.as_ref().map(|lineage| Checkpoint {
                     folder: job.store.checkpoint_folder(lineage),
@@ -186,7 +188,7 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
                     store: job.store.clone(),
                     keys: start.earlier.clone(),
                 }),
-                gpus: start.gpus.clone(),
+                gpus: rank.map_or_else(Vec::new, |rank| start.places[rank].gpus.clone()),
                 inputs: start.published.clone(),
                 ..Context::new(stage.entry.name, stage.seed, &job.data_root, &attempt, &job.cancel)
             };
@@ -200,8 +202,8 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
                 }
             }
             let run = StageRun::new(start.stage, stage.clone(), context, broadcast, control.clone());
-            if let Some(error) = failure {
-                run.fail(error);
+            if let Some(error) = &failure {
+                run.fail(error.clone());
             }
             // A streamed input: from a stage of this group, or from the parts of a published artifact.
             let input = |port: &str| -> Option<Parcels> {
@@ -251,7 +253,16 @@ fn start(worker: &mut Worker, job: &Job, group: &[Start], control: &Control, bud
                     let stream = input(port).expect("bound inputs are connected");
                     fixpoint::fixpoint(stream, &run, port, sides.clone(), budget, &acks)
                 }
-                Distribution::Whole => whole::whole(scope, &run, start.worker, run.broadcast.clone(), threads),
+                Distribution::Whole => {
+                    let workers: Vec<usize> = start.places.iter().map(|place| place.worker).collect();
+                    let line = peers::connect(scope, &run.context.cancel, &workers);
+                    let call = rank.map(|_| Call {
+                        inputs: run.broadcast.clone(),
+                        failure,
+                        line,
+                    });
+                    whole::whole(scope, &run, call, threads)
+                }
             };
             let wanted: Vec<usize> = group
                 .iter()

@@ -76,13 +76,20 @@ pub(crate) struct Start {
     pub attempt: String,
     /// Digests of the inputs that are published; the others stream from a stage of the same group.
     pub published: BTreeMap<String, String>,
-    /// The worker that runs it, if it runs once.
-    pub worker: usize,
+    /// Where it is called, if it runs once: one place for each of its peers, in their order.
+    pub places: Vec<Place>,
     /// Where its checkpoints are, if it keeps some.
     pub lineage: Option<String>,
     /// Keys of earlier results of the same operator and config, newest first.
     pub earlier: Vec<String>,
-    /// Ids of the devices it was given.
+}
+
+/// Where a stage that runs once is called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The worker beside whose thread it runs.
+    pub worker: usize,
+    /// Ids of the devices it was given there.
     pub gpus: Vec<usize>,
 }
 

@@ -72,6 +72,11 @@ impl StageRun {
         }
     }
 
+    /// Calls nothing more, without a word: the failure is told elsewhere.
+    pub(crate) fn abandon(&self) {
+        self.failed.set(true);
+    }
+
     /// Whether it failed on this worker.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.get()

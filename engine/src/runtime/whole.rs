@@ -1,4 +1,4 @@
-//! `Whole`: the operator is called once, with everything, on a thread of its own.
+//! `Whole`: the operator is called with everything on a thread of its own, once, or once for each of its peers.
 
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -10,26 +10,36 @@ use timely::dataflow::operators::generic::operator::source;
 use timely::scheduling::SyncActivator;
 
 use super::parcel::Report as Told;
+use super::peers::Line;
 use super::source::Parcels;
 use super::stage::{StageRun, panicked};
 use crate::error::{Error, Result};
-use crate::operator::{Context, Progress, Report};
+use crate::operator::{Context, Peers, Progress, Report, Silent};
 use crate::table::Tables;
 
 /// Threads of operators that run once, so that a stopped run can wait for them.
 pub(crate) type Threads = Arc<Mutex<Vec<JoinHandle<()>>>>;
 
-enum Message {
-    Progress(Progress),
-    Done(Box<Result<Tables>>, f64),
+/// A call of the operator, on the worker that makes it.
+pub(crate) struct Call {
+    pub inputs: Tables,
+    /// Why it cannot be made.
+    pub failure: Option<Error>,
+    /// The way to its peers, if it has some.
+    pub line: Option<Arc<Line>>,
 }
 
-/// Runs the operator on `worker`; its output enters the dataflow as part 0.
+enum Message {
+    Progress(Progress),
+    /// What came of it, unless that is told elsewhere, and the seconds it took.
+    Done(Option<Box<Result<Tables>>>, f64),
+}
+
+/// Makes the call; its output enters the dataflow as part 0.
 pub(crate) fn whole<'scope>(
     scope: Scope<'scope, u64>,
     run: &StageRun,
-    worker: usize,
-    inputs: Tables,
+    call: Option<Call>,
     threads: &Threads,
 ) -> Parcels<'scope> {
     let run = run.clone();
@@ -37,9 +47,9 @@ pub(crate) fn whole<'scope>(
     source(scope, "whole", move |capability, info| {
         let mut capability = Some(capability);
         let mut receiver = None;
-        if scope.index() == worker {
+        if let Some(call) = call {
             let activator = scope.worker().sync_activator_for(info.address.to_vec());
-            receiver = Some(spawn(&run, inputs, activator, &threads));
+            receiver = Some(spawn(&run, call, activator, &threads));
         }
         move |output| {
             let (Some(held), Some(messages)) = (&capability, &receiver) else {
@@ -56,6 +66,11 @@ pub(crate) fn whole<'scope>(
                     }
                     Ok(Message::Done(result, seconds)) => {
                         run.add_busy(seconds);
+                        let Some(result) = result else {
+                            run.abandon();
+                            capability = None;
+                            return;
+                        };
                         let outputs = run.call(|_| *result);
                         for (seq, parcels) in run.call(|_| chunks(&run, outputs)).into_iter().flatten().enumerate() {
                             let mut session = output.session(held);
@@ -102,7 +117,8 @@ fn chunks(run: &StageRun, outputs: Option<Tables>) -> Result<Vec<Vec<super::parc
     Ok(rounds)
 }
 
-fn spawn(run: &StageRun, inputs: Tables, activator: SyncActivator, threads: &Threads) -> Receiver<Message> {
+fn spawn(run: &StageRun, call: Call, activator: SyncActivator, threads: &Threads) -> Receiver<Message> {
+    let Call { inputs, failure, line } = call;
     let (sender, receiver) = channel();
     let operator = run.stage.operator.clone();
     let activator = Arc::new(activator);
@@ -110,21 +126,44 @@ fn spawn(run: &StageRun, inputs: Tables, activator: SyncActivator, threads: &Thr
         sender: Mutex::new((sender.clone(), None)),
         activator: activator.clone(),
     });
-    let context = Context {
+    let mut context = Context {
         report,
         ..run.context.clone()
     };
+    if let Some(line) = &line {
+        context.peers = line.clone();
+        if line.rank() > 0 {
+            // What others than the first make, state and tell goes nowhere.
+            context.attempt = context.attempt.join(format!("peer-{}", line.rank()));
+            context.notes = Arc::default();
+            context.report = Arc::new(Silent);
+        }
+    }
+    let own_line = line.clone();
     let thread = std::thread::Builder::new().name(run.stage.name.clone()).spawn(move || {
         let start = Instant::now();
-        let work = std::panic::AssertUnwindSafe(|| operator.run(&context, inputs));
+        let work = std::panic::AssertUnwindSafe(|| match failure {
+            Some(error) => Err(error),
+            None => operator.run(&context, inputs),
+        });
         let result = std::panic::catch_unwind(work).unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let result = match &line {
+            Some(line) => line.end(result),
+            None => Some(result),
+        };
         // The worker may be gone when the run was stopped; then nobody waits for the result.
-        let _ = sender.send(Message::Done(Box::new(result), start.elapsed().as_secs_f64()));
+        let _ = sender.send(Message::Done(result.map(Box::new), start.elapsed().as_secs_f64()));
         let _ = activator.activate();
     });
     match (thread, threads.lock()) {
         (Ok(thread), Ok(mut threads)) => threads.push(thread),
-        (Err(error), _) => run.fail(Error::device("thread", format!("cannot start a thread: {error}"))),
+        (Err(error), _) => {
+            let error = Error::device("thread", format!("cannot start a thread: {error}"));
+            if let Some(line) = own_line {
+                line.end(Err(error.clone()));
+            }
+            run.fail(error);
+        }
         _ => {}
     }
     receiver

@@ -231,8 +231,16 @@ impl Added {
     /// # Errors
     /// Of the file; [`Error::ShapeMismatch`] if they are for another model.
     pub fn merge(folder: &Path, model: &mut Llm) -> Result<()> {
+        match Self::rows_in(folder, model.config())? {
+            Some((words_nd, read_only_nd)) => model.add_tokens(&words_nd, read_only_nd),
+            None => Ok(()),
+        }
+    }
+
+    /// The rows [N, D] of the new words, and those of the items, that a folder has for a model, if there are any.
+    pub(crate) fn rows_in(folder: &Path, config: &LlmConfig) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
         if !Self::is_in(folder) {
-            return Ok(());
+            return Ok(None);
         }
         let weights = Weights::read_all(&folder.join(FILE))?;
         let rows = |name: &str| weights.get(name).ok();
@@ -244,12 +252,18 @@ impl Added {
             words: rows(WORDS).map_or(0, |words| words.matrix().0),
             vectors,
         };
-        weights.check(&added.declarations(model.config()))?;
-        added.merge_into(&weights, model)
+        weights.check(&added.declarations(config))?;
+        added.rows(&weights).map(Some)
     }
 
-    /// The same with tensors that are at hand.
+    /// [`Added::merge`] with tensors that are at hand.
     pub(crate) fn merge_into(&self, trained: &Weights, model: &mut Llm) -> Result<()> {
+        let (words_nd, read_only_nd) = self.rows(trained)?;
+        model.add_tokens(&words_nd, read_only_nd)
+    }
+
+    /// The rows of the new words, and those that items are read as.
+    fn rows(&self, trained: &Weights) -> Result<(Vec<f32>, Vec<f32>)> {
         let projected = match &self.vectors {
             None => Vec::new(),
             Some(vectors) => {
@@ -261,9 +275,9 @@ impl Added {
             }
         };
         let words = match self.words {
-            0 => &[][..],
-            _ => &trained.get(WORDS)?.data,
+            0 => Vec::new(),
+            _ => trained.get(WORDS)?.data.clone(),
         };
-        model.add_tokens(words, projected)
+        Ok((words, projected))
     }
 }

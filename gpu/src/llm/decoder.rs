@@ -5,8 +5,9 @@
 //! depends neither on the other rows of a step nor on threads.
 
 use super::head::{Head, Normalisation};
-use super::{Llm, LlmConfig};
+use super::{FrozenLlm, LlmConfig};
 use crate::error::{Error, Result};
+use crate::frozen::Table;
 use crate::ops::isa::vectorized;
 use crate::ops::matmul::{Packed, View};
 use crate::ops::{dot, exp};
@@ -25,28 +26,47 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Packs a model; its tensors are taken out of it one by one.
+    /// Packs a model; its tensors are taken out of it one by one, and matrices keep the numbers they have. Results are
+    /// those of the same numbers as f32, to the bit.
     ///
     /// # Errors
     /// [`Error::TensorNames`].
-    pub fn new(model: Llm, normalisation: Normalisation) -> Result<Self> {
-        let (config, read_only_nd) = (model.config().clone(), model.read_only().to_vec());
-        let mut weights = model.into_weights();
-        let mut take = |name: &str| -> Result<Vec<f32>> {
-            let index = weights.index(name)?;
-            Ok(std::mem::take(&mut weights.tensors_mut()[index].data))
-        };
+    pub fn new(model: impl Into<FrozenLlm>, normalisation: Normalisation) -> Result<Self> {
+        let FrozenLlm {
+            config,
+            mut weights,
+            adapters,
+            words_nd,
+            read_only_nd,
+        } = model.into();
+        let mut take = |name: &str| weights.take(name);
         let mut stack = PrenormEncoder::of_tensors(config.decoder().clone(), &mut |name| take(&config.name(name)))?;
-        let own_vd = (!config.is_tied()).then(|| take(&config.head())).transpose()?;
-        let head = Head::new(own_vd, &stack.words_vd, config.width(), normalisation);
+        if let Some((lora, adapters)) = &adapters {
+            stack.adapt(&mut |stem| lora.adapter(adapters, &config.name(stem)))?;
+        }
+        stack.words.extend(&words_nd);
+        let own = match config.is_tied() {
+            true => None,
+            false => {
+                let mut own = Table::new(take(&config.head())?, config.width());
+                own.extend(&words_nd);
+                Some(own)
+            }
+        };
+        let head = Head::new(own, &stack.words, config.width(), normalisation);
         // Behind the head was made: these have no logits.
-        stack.words_vd.extend(read_only_nd);
+        stack.words.extend(&read_only_nd);
         Ok(Decoder { config, stack, head })
     }
 
     /// How many tokens can be read: those of the vocabulary, and those that are only read.
     pub fn readable(&self) -> usize {
-        self.stack.words_vd.len() / self.config.width()
+        self.stack.words.count()
+    }
+
+    /// Bytes of what was packed: all matrices but a table of embeddings, whose rows are read where they are.
+    pub fn bytes(&self) -> usize {
+        self.stack.bytes() + self.head.bytes()
     }
 
     /// The architecture.
@@ -78,7 +98,7 @@ impl Decoder {
     /// For every row of states, the log-probabilities of the tokens asked for (ascending).
     pub(super) fn log_probabilities(&self, states_rd: &[f32], asked: &[&[u32]]) -> Vec<Vec<f64>> {
         let d = self.config.width();
-        self.head.log_probabilities(states_rd, d, &self.stack.words_vd, asked)
+        self.head.log_probabilities(states_rd, d, &self.stack.words, asked)
     }
 
     /// Reads the prompts of some users, who add at most `more` tokens each; with the state [D] of every last token.
@@ -359,3 +379,6 @@ vectorized! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! Log-probabilities of next tokens: those asked for, without ever holding the logits of a whole vocabulary.
 
+use crate::frozen::Table;
 use crate::ops::isa::vectorized;
-use crate::ops::matmul::{Packed, View};
+use crate::ops::matmul::{Packed, Right, View};
 use crate::ops::{dot, exp};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -25,9 +26,15 @@ pub enum Normalisation {
 /// The map from states to logits.
 pub(super) enum Head {
     /// The whole vocabulary is scored: the head [V, D], packed by blocks of columns.
-    Vocabulary(Vec<Packed>),
+    Vocabulary(Vec<Columns>),
     /// Single tokens are scored: the rows of the head, or none where they are the embeddings.
-    Children(Option<Vec<f32>>),
+    Children(Option<Table>),
+}
+
+/// Columns of the head from token `first` on.
+pub(super) struct Columns {
+    first: usize,
+    packed: Packed,
 }
 
 /// What a block of columns says of all rows.
@@ -40,33 +47,47 @@ struct Share {
 }
 
 impl Head {
-    /// A head [V, D] of its own, or `None` where it is the table of embeddings `words_vd`.
-    pub fn new(own_vd: Option<Vec<f32>>, words_vd: &[f32], d: usize, normalisation: Normalisation) -> Self {
+    /// A head of its own, or `None` where it is the table of embeddings `words`.
+    pub fn new(own: Option<Table>, words: &Table, d: usize, normalisation: Normalisation) -> Self {
         match normalisation {
-            Normalisation::Children => Head::Children(own_vd),
+            Normalisation::Children => Head::Children(own),
             Normalisation::Vocabulary => {
-                let rows = own_vd.as_deref().unwrap_or(words_vd);
-                let pack = |rows: &[f32]| {
-                    let mut packed = Packed::default();
-                    packed.load(View::rows(rows, d).t(), d, rows.len() / d);
-                    packed
-                };
-                Head::Vocabulary(rows.chunks(BLOCK * d).map(pack).collect())
+                let (mut blocks, mut first) = (Vec::new(), 0);
+                for rows_vd in own.as_ref().unwrap_or(words).parts() {
+                    let (part, count) = (Right::rows(rows_vd, d), rows_vd.len() / d);
+                    for skipped in (0..count).step_by(BLOCK) {
+                        let columns = BLOCK.min(count - skipped);
+                        let mut packed = Packed::default();
+                        packed.load_as_is(part.skip_rows(skipped).t(), d, columns);
+                        blocks.push(Columns { first, packed });
+                        first += columns;
+                    }
+                }
+                Head::Vocabulary(blocks)
             }
         }
     }
 
+    /// Bytes of what was packed.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Head::Vocabulary(blocks) => blocks.iter().map(|block| block.packed.bytes()).sum(),
+            Head::Children(_) => 0,
+        }
+    }
+
     /// For every row of `x_rd`, states of the last token, the log-probabilities of the tokens asked for (ascending).
-    pub fn log_probabilities(&self, x_rd: &[f32], d: usize, words_vd: &[f32], asked: &[&[u32]]) -> Vec<Vec<f64>> {
+    pub fn log_probabilities(&self, x_rd: &[f32], d: usize, words: &Table, asked: &[&[u32]]) -> Vec<Vec<f64>> {
         match self {
             Head::Vocabulary(blocks) => over_vocabulary(blocks, x_rd, d, asked),
-            Head::Children(own_vd) => {
-                let rows_vd = own_vd.as_deref().unwrap_or(words_vd);
+            Head::Children(own) => {
+                let rows_vd = own.as_ref().unwrap_or(words).rows();
                 let rows = x_rd.par_chunks(d).zip(asked);
-                rows.map(|(x, tokens)| {
-                    let mut logits = vec![0f32; tokens.len()];
-                    token_logits(x, rows_vd, tokens, &mut logits);
-                    let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+                rows.map_init(Vec::new, |room, (x, tokens)| {
+                    let logits: Vec<f64> = tokens
+                        .iter()
+                        .map(|token| f64::from(logit(x, rows_vd.get(*token as usize, room))))
+                        .collect();
                     let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let total = most + logits.iter().map(|logit| (logit - most).exp()).sum::<f64>().ln();
                     logits.into_iter().map(|logit| logit - total).collect()
@@ -77,13 +98,12 @@ impl Head {
     }
 }
 
-fn over_vocabulary(blocks: &[Packed], x_rd: &[f32], d: usize, asked: &[&[u32]]) -> Vec<Vec<f64>> {
+fn over_vocabulary(blocks: &[Columns], x_rd: &[f32], d: usize, asked: &[&[u32]]) -> Vec<Vec<f64>> {
     let shares: Vec<Share> = blocks
         .par_iter()
-        .enumerate()
         .map_init(
             || (Vec::new(), Vec::new()),
-            |(logits, left), (block, packed)| share_of(packed, block * BLOCK, x_rd, d, asked, logits, left),
+            |(logits, room), block| share_of(block, x_rd, d, asked, logits, room),
         )
         .collect();
     let mut taken = vec![0usize; shares.len()];
@@ -112,17 +132,16 @@ fn over_vocabulary(blocks: &[Packed], x_rd: &[f32], d: usize, asked: &[&[u32]]) 
     .collect()
 }
 
-/// Sums and logits of the columns of a block, which starts at token `first`.
+/// Sums and logits of the columns of a block.
 fn share_of(
-    packed: &Packed,
-    first: usize,
+    Columns { first, packed }: &Columns,
     x_rd: &[f32],
     d: usize,
     asked: &[&[u32]],
     logits: &mut Vec<f32>,
-    left: &mut Vec<f32>,
+    room: &mut Vec<f32>,
 ) -> Share {
-    let columns = packed.columns();
+    let (first, columns) = (*first, packed.columns());
     logits.resize(ROWS * columns, 0.0);
     let mut share = Share {
         sums: Vec::with_capacity(asked.len()),
@@ -131,7 +150,7 @@ fn share_of(
     };
     for (x, asked) in x_rd.chunks(ROWS * d).zip(asked.chunks(ROWS)) {
         let logits = &mut logits[..asked.len() * columns];
-        packed.multiply(View::rows(x, d), logits, left);
+        packed.multiply(View::rows(x, d), logits, room);
         for (row, tokens) in logits.chunks_exact(columns).zip(asked) {
             share.sums.push(sum_exp(row));
             let start = tokens.partition_point(|token| (*token as usize) < first);
@@ -166,11 +185,9 @@ vectorized! {
 }
 
 vectorized! {
-    /// The logits of single tokens.
-    fn token_logits(x: &[f32], rows_vd: &[f32], tokens: &[u32], logits: &mut [f32]) {
-        for (logit, token) in logits.iter_mut().zip(tokens) {
-            *logit = dot(x, &rows_vd[*token as usize * x.len()..][..x.len()]);
-        }
+    /// The logit of a single token.
+    fn logit(x: &[f32], row: &[f32]) -> f32 {
+        dot(x, row)
     }
 }
 
@@ -179,34 +196,42 @@ mod tests {
     use super::*;
     use crate::random::Key;
 
+    fn draw(seed: u64, n: usize) -> Vec<f32> {
+        (0..n as u64).map(|i| Key::new(seed).normal(i) as f32).collect()
+    }
+
+    /// A third of all tokens, other ones for every row.
+    fn thirds(rows: usize, vocabulary: usize) -> Vec<Vec<u32>> {
+        let of = |row: usize| (0..vocabulary as u32).filter(move |token| (*token as usize + row).is_multiple_of(3));
+        (0..rows).map(|row| of(row).collect()).collect()
+    }
+
+    fn slices(lists: &[Vec<u32>]) -> Vec<&[u32]> {
+        lists.iter().map(Vec::as_slice).collect()
+    }
+
     #[test]
     fn both_heads_equal_the_softmax() {
         let d = 7;
         for (rows, vocabulary) in [(1, 5), (33, 1024), (25, 2600)] {
-            let draw =
-                |seed: u64, n: usize| -> Vec<f32> { (0..n as u64).map(|i| Key::new(seed).normal(i) as f32).collect() };
             let (x, head) = (draw(1, rows * d), draw(2, vocabulary * d));
             let logit = |row: usize, token: usize| -> f64 {
                 (0..d)
                     .map(|i| f64::from(x[row * d + i]) * f64::from(head[token * d + i]))
                     .sum()
             };
-            let asked: Vec<Vec<u32>> = (0..rows)
-                .map(|row| {
-                    (0..vocabulary as u32)
-                        .filter(|token| (*token as usize + row).is_multiple_of(3))
-                        .collect()
-                })
-                .collect();
-            let asked: Vec<&[u32]> = asked.iter().map(Vec::as_slice).collect();
+            let asked = thirds(rows, vocabulary);
+            let asked = slices(&asked);
             for (normalisation, own) in [
                 (Normalisation::Vocabulary, true),
                 (Normalisation::Vocabulary, false),
                 (Normalisation::Children, true),
                 (Normalisation::Children, false),
             ] {
-                let made = Head::new(own.then(|| head.clone()), &head, d, normalisation);
-                let found = made.log_probabilities(&x, d, &head, &asked);
+                let table = || Table::new(head.clone().into(), d);
+                let words = table();
+                let made = Head::new(own.then(table), &words, d, normalisation);
+                let found = made.log_probabilities(&x, d, &words, &asked);
                 for (row, (found, tokens)) in found.iter().zip(&asked).enumerate() {
                     let all: Vec<usize> = match normalisation {
                         Normalisation::Vocabulary => (0..vocabulary).collect(),
@@ -221,6 +246,30 @@ mod tests {
                             "{normalisation:?} {row} {token}: {found} {want}"
                         );
                     }
+                }
+            }
+        }
+    }
+
+    /// Blocks of the words begin where the table ends, inside a block of it too.
+    #[test]
+    fn words_behind_a_table_are_rows_of_it() {
+        let d = 5;
+        for (own, more) in [(30, 7), (1024, 3), (1500, 1100)] {
+            let (rows, vocabulary) = (26, own + more);
+            let (x, head) = (draw(1, rows * d), draw(2, vocabulary * d));
+            let asked = thirds(rows, vocabulary);
+            let asked = slices(&asked);
+            for normalisation in [Normalisation::Vocabulary, Normalisation::Children] {
+                let run = |own: usize| {
+                    let mut words = Table::new(head[..own * d].to_vec().into(), d);
+                    words.extend(&head[own * d..]);
+                    assert_eq!(words.count(), vocabulary);
+                    Head::new(None, &words, d, normalisation).log_probabilities(&x, d, &words, &asked)
+                };
+                let (whole, apart) = (run(vocabulary), run(own));
+                for (whole, apart) in whole.iter().flatten().zip(apart.iter().flatten()) {
+                    assert!((whole - apart).abs() < 1e-5, "{normalisation:?} {own}: {whole} {apart}");
                 }
             }
         }

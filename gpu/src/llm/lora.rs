@@ -5,6 +5,7 @@
 use super::LlmConfig;
 use crate::error::{Error, Result};
 use crate::ops::matmul::{Scratch, View, multiply};
+use crate::prenorm::block::Adapter;
 use crate::weights::{Declaration, Init, Weight, Weights};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -258,6 +259,18 @@ impl Lora {
         });
         let weights = Weights::from_tensors(tensors.collect());
         Ok((lora, weights, file.base_model_name_or_path.unwrap_or_default()))
+    }
+
+    /// The adapter of the map of this name, if it has one.
+    pub(crate) fn adapter<'a>(&self, adapters: &'a Weights, stem: &str) -> Result<Option<Adapter<'a>>> {
+        if !self.targets(stem) {
+            return Ok(None);
+        }
+        Ok(Some(Adapter {
+            down_ri: &adapters.get(&down(stem))?.data,
+            up_or: &adapters.get(&up(stem))?.data,
+            scale: self.scale(),
+        }))
     }
 
     /// Adds the adapters to the maps of a model: afterwards it computes the same without them.

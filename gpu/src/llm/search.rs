@@ -5,18 +5,16 @@
 //! `prefix_allowed_tokens_fn`): of the best 2 W continuations those that end a title count if they are among the first
 //! W; the first W of the others go on; it is over when W titles were found and the worst of them is no worse than the
 //! best that goes on. Ties go to the earlier beam, then to the smaller token.
-//! Results depend on neither the batch nor the threads.
+//! On the CPU results depend on neither the batch nor the threads.
 
-use super::decoder::{Decoder, Feed, Reading};
+use super::decoder::{Decoder, Feed};
+use super::on_device::DeviceDecoder;
+use super::reader::{Reader, Reading};
 use super::trie::TitleTrie;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Users whose rows share matrix products at most.
-const USERS: usize = 64;
-/// Bytes of keys and values that a group of users may have; a single user may have more.
-const BYTES: usize = 512 << 20;
 /// Rows of one pass of exact scoring at most.
 const EXACT_ROWS: usize = 8192;
 
@@ -58,34 +56,57 @@ pub struct Generated {
     pub tokens: u64,
 }
 
-/// The best titles after each prompt.
+/// The best titles after each prompt, on the CPU.
 ///
 /// # Errors
 /// [`Error::InvalidConfig`] for width 0 or a penalty that is no number; [`Error::InvalidData`] for an empty prompt, one
 /// that leaves no position for the longest title, a token outside the vocabulary, or a score that is not a number.
 pub fn generate(decoder: &Decoder, trie: &TitleTrie, prompts: &[&[u32]], options: &SearchOptions) -> Result<Generated> {
-    check(decoder, trie, prompts, options)?;
+    generate_with(decoder, trie, prompts, options)
+}
+
+/// The same with a model that lives on another device.
+///
+/// # Errors
+/// Those of [`generate`], and [`Error::Candle`].
+pub fn generate_on(
+    decoder: &DeviceDecoder,
+    trie: &TitleTrie,
+    prompts: &[&[u32]],
+    options: &SearchOptions,
+) -> Result<Generated> {
+    generate_with(decoder, trie, prompts, options)
+}
+
+fn generate_with<R: Reader>(
+    reader: &R,
+    trie: &TitleTrie,
+    prompts: &[&[u32]],
+    options: &SearchOptions,
+) -> Result<Generated> {
+    check(reader, trie, prompts, options)?;
     let mut generated = Generated {
         lists: Vec::with_capacity(prompts.len()),
         tokens: 0,
     };
     let exact = options.width >= trie.len();
+    let room = reader.room();
     let passes = match exact {
-        true => passes(trie, BYTES / decoder.bytes_per_token()),
+        true => passes(trie, room.tokens),
         false => std::iter::once(0..trie.len() as u32).collect(),
     };
     let mut start = 0;
     while start < prompts.len() {
         let users = match exact {
             true => 1,
-            false => group(decoder, &prompts[start..], options.width * trie.longest()),
+            false => room.group(&prompts[start..], options.width * trie.longest()),
         };
         let prompts = &prompts[start..start + users];
-        let (mut reading, states_ud) = decoder.read(prompts, trie.longest())?;
+        let (mut reading, states) = reader.read(prompts, trie.longest())?;
         let mut lists = vec![Vec::new(); users];
         for titles in &passes {
             reading.forget();
-            let found = Search::new(&mut reading, trie, titles.clone(), options).run(&states_ud)?;
+            let found = Search::<R, _>::new(&mut reading, trie, titles.clone(), options).run(&states)?;
             generated.tokens += u64::from(reading.rows());
             lists.iter_mut().zip(found).for_each(|(list, found)| list.extend(found));
         }
@@ -98,14 +119,14 @@ pub fn generate(decoder: &Decoder, trie: &TitleTrie, prompts: &[&[u32]], options
     Ok(generated)
 }
 
-fn check(decoder: &Decoder, trie: &TitleTrie, prompts: &[&[u32]], options: &SearchOptions) -> Result<()> {
+fn check<R: Reader>(reader: &R, trie: &TitleTrie, prompts: &[&[u32]], options: &SearchOptions) -> Result<()> {
     if options.width == 0 {
         return Err(Error::config("width", "must be at least 1"));
     }
     if !options.length_penalty.is_finite() {
         return Err(Error::config("length_penalty", "must be a number"));
     }
-    let (vocabulary, positions) = (decoder.config().vocabulary(), decoder.config().max_positions());
+    let (vocabulary, positions) = (reader.config().vocabulary(), reader.config().max_positions());
     let invalid = |what: String| Err(Error::InvalidData(what));
     let unknown = |token: u32| format!("has token {token}, the model's vocabulary has {vocabulary}");
     if trie.largest_token() as usize >= vocabulary {
@@ -122,24 +143,11 @@ fn check(decoder: &Decoder, trie: &TitleTrie, prompts: &[&[u32]], options: &Sear
             let what = format!("prompt {at} has {tokens} tokens, the longest title {longest} and its end");
             return invalid(format!("{what}; the model has {positions} positions"));
         }
-        if let Some(token) = prompt.iter().find(|token| **token as usize >= decoder.readable()) {
+        if let Some(token) = prompt.iter().find(|token| **token as usize >= reader.readable()) {
             return invalid(format!("prompt {at} {}", unknown(*token)));
         }
     }
     Ok(())
-}
-
-/// How many of the next users fit together, whose beams add at most `more` tokens each.
-fn group(decoder: &Decoder, prompts: &[&[u32]], more: usize) -> usize {
-    let (mut tokens, mut users) = (0, 0);
-    for prompt in prompts.iter().take(USERS) {
-        tokens += prompt.len() + more;
-        if users > 0 && tokens * decoder.bytes_per_token() > BYTES {
-            break;
-        }
-        users += 1;
-    }
-    users
 }
 
 /// All titles, cut into ranges that have at most so many tokens; a single title may have more.
@@ -183,9 +191,9 @@ struct User {
 }
 
 /// The search of a group of users for some of the titles.
-struct Search<'a, 'b> {
-    reading: &'a mut Reading<'b>,
-    decoder: &'b Decoder,
+struct Search<'a, 'b, R, M> {
+    reading: &'a mut M,
+    reader: &'b R,
     trie: &'a TitleTrie,
     titles: Range<u32>,
     width: usize,
@@ -193,8 +201,8 @@ struct Search<'a, 'b> {
     users: Vec<User>,
 }
 
-impl<'a, 'b> Search<'a, 'b> {
-    fn new(reading: &'a mut Reading<'b>, trie: &'a TitleTrie, titles: Range<u32>, options: &SearchOptions) -> Self {
+impl<'a, 'b, R: Reader + 'b, M: Reading<'b, R>> Search<'a, 'b, R, M> {
+    fn new(reading: &'a mut M, trie: &'a TitleTrie, titles: Range<u32>, options: &SearchOptions) -> Self {
         let root = Beam {
             node: 0,
             score: 0.0,
@@ -207,7 +215,7 @@ impl<'a, 'b> Search<'a, 'b> {
         };
         let users = (0..reading.users()).map(|_| user()).collect();
         Search {
-            decoder: reading.decoder(),
+            reader: reading.reader(),
             reading,
             trie,
             width: options.width.min(titles.len()),
@@ -217,18 +225,25 @@ impl<'a, 'b> Search<'a, 'b> {
         }
     }
 
-    /// The titles of every user, best first. `states_ud` are those behind the prompts.
-    fn run(mut self, states_ud: &[f32]) -> Result<Vec<Vec<Found>>> {
-        let mut length = 0;
+    /// The titles of every user, best first. `states` are those behind the prompts.
+    fn run(mut self, states: &R::States) -> Result<Vec<Vec<Found>>> {
+        let (trie, mut length) = (self.trie, 0);
         while self.users.iter().any(|user| !user.beams.is_empty()) {
             let scored: Vec<(usize, usize)> = self.to_score();
-            let states_rd = match length {
-                0 => self.behind_prompts(&scored, states_ud),
-                _ => self.feed(&scored),
-            };
             let nodes = scored.iter().map(|(user, beam)| self.users[*user].beams[*beam].node);
-            let asked: Vec<&[u32]> = nodes.map(|node| self.trie.tokens(self.trie.children(node))).collect();
-            let mut given = self.decoder.log_probabilities(&states_rd, &asked).into_iter();
+            let asked: Vec<&[u32]> = nodes.map(|node| trie.tokens(trie.children(node))).collect();
+            let given = match length {
+                _ if scored.is_empty() => Vec::new(),
+                0 => {
+                    let rows: Vec<u32> = scored.iter().map(|(user, _)| *user as u32).collect();
+                    self.reader.log_probabilities(states, &rows, &asked)?
+                }
+                _ => {
+                    let (states, rows) = self.feed(&scored)?;
+                    self.reader.log_probabilities(&states, &rows, &asked)?
+                }
+            };
+            let mut given = given.into_iter();
             let mut scored = scored.into_iter().peekable();
             length += 1;
             let divisor = (length as f64).powf(self.length_penalty);
@@ -248,21 +263,14 @@ impl<'a, 'b> Search<'a, 'b> {
     fn to_score(&self) -> Vec<(usize, usize)> {
         let all = self.users.iter().enumerate();
         let all = all.flat_map(|(user, of)| of.beams.iter().enumerate().map(move |(at, beam)| (user, at, beam)));
-        let open = |beam: &Beam| self.decoder.scores_forced() || self.trie.children(beam.node).len() > 1;
+        let open = |beam: &Beam| self.reader.scores_forced() || self.trie.children(beam.node).len() > 1;
         all.filter(|(.., beam)| open(beam))
             .map(|(user, at, _)| (user, at))
             .collect()
     }
 
-    fn behind_prompts(&self, scored: &[(usize, usize)], states_ud: &[f32]) -> Vec<f32> {
-        let d = self.decoder.config().width();
-        let rows = scored.iter().flat_map(|(user, _)| &states_ud[user * d..][..d]);
-        rows.copied().collect()
-    }
-
-    /// Lets the model read what is pending of these beams, and takes the states behind it.
-    fn feed(&mut self, scored: &[(usize, usize)]) -> Vec<f32> {
-        let d = self.decoder.config().width();
+    /// Lets the model read what is pending of these beams: the states behind it, and the row of each beam among them.
+    fn feed(&mut self, scored: &[(usize, usize)]) -> Result<(R::States, Vec<u32>)> {
         let feeds: Vec<Feed> = scored
             .iter()
             .map(|(user, beam)| {
@@ -275,17 +283,16 @@ impl<'a, 'b> Search<'a, 'b> {
             })
             .collect();
         let first = self.reading.rows();
-        let states = self.reading.extend(&feeds);
-        let mut states_rd = Vec::with_capacity(scored.len() * d);
-        let mut end = 0;
+        let states = self.reading.extend(&feeds)?;
+        let (mut rows, mut end) = (Vec::with_capacity(scored.len()), 0);
         for (user, beam) in scored {
             let beam = &mut self.users[*user].beams[*beam];
-            end += beam.pending.len();
+            end += beam.pending.len() as u32;
             beam.pending.clear();
-            beam.row = Some(first + end as u32 - 1);
-            states_rd.extend_from_slice(&states[(end - 1) * d..end * d]);
+            beam.row = Some(first + end - 1);
+            rows.push(end - 1);
         }
-        states_rd
+        Ok((states, rows))
     }
 
     /// All continuations of a beam; without log-probabilities its only one is certain.

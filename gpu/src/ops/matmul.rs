@@ -3,7 +3,10 @@
 //! An element of the result is summed over k in one fixed order, whatever the number of rows, their position
 //! or the number of threads: batch 1 equals batch N to the bit, and so does any thread count.
 
+mod packed;
 mod tile;
+
+pub(crate) use packed::Packed;
 
 use super::isa::{Isa, isa, vectorized};
 use super::norm::dot;
@@ -156,7 +159,7 @@ pub(crate) fn multiply<'b>(
     grow(&mut scratch.right, panels * width * k);
     let right = &mut scratch.right[..panels * width * k];
     pack(b, k, n, width, right);
-    let right = &*right;
+    let right = Numbers::F32(right);
     c.par_chunks_mut(TASK_ROWS * n)
         .enumerate()
         .for_each_init(Vec::new, |left, (task, rows)| {
@@ -238,7 +241,7 @@ fn multiply_in_depths(
                 .enumerate()
                 .for_each(|(panel, out)| pack_panel(b, deep, n, panel, width, out));
         }
-        let right = &*right;
+        let right = Numbers::F32(right);
         c.par_chunks_mut(task_rows * n)
             .enumerate()
             .for_each_init(Vec::new, |left, (task, rows)| {
@@ -252,62 +255,6 @@ fn multiply_in_depths(
         if depth == k {
             return;
         }
-    }
-}
-
-/// A right operand b[k, n], packed once for many products.
-#[derive(Default)]
-pub(crate) struct Packed {
-    panels: Vec<f32>,
-    n: usize,
-    k: usize,
-}
-
-impl Packed {
-    /// Bytes that are held.
-    pub(crate) fn bytes(&self) -> usize {
-        4 * self.panels.capacity()
-    }
-
-    /// Packs b[k, n], in parallel; keeps its memory.
-    pub(crate) fn load<'b>(&mut self, b: impl Into<Right<'b>>, k: usize, n: usize) {
-        let b = b.into();
-        b.check(k, n);
-        let width = isa().tile().1;
-        let panels = n.div_ceil(width);
-        self.panels.resize(panels * width * k, 0.0);
-        (self.n, self.k) = (n, k);
-        pack(b, k, n, width, &mut self.panels);
-    }
-
-    /// n, the columns of b.
-    pub(crate) fn columns(&self) -> usize {
-        self.n
-    }
-
-    /// `c[m, n] = a[m, k] · b` on this thread.
-    pub(crate) fn multiply(&self, a: View, c: &mut [f32], left: &mut Vec<f32>) {
-        self.multiply_into(a, c, self.n, false, left);
-    }
-
-    /// The same (or `+=`) into rows at a stride; the last may end with its n.
-    pub(crate) fn multiply_into(&self, a: View, c: &mut [f32], c_row: usize, accumulate: bool, left: &mut Vec<f32>) {
-        assert!(c_row >= self.n);
-        let m = (c.len() + c_row - self.n) / c_row.max(1);
-        a.check(m, self.k);
-        // SAFETY: a and c were checked above, the panels hold the packed b.
-        unsafe {
-            block(
-                isa(),
-                (m, self.n, self.k),
-                a,
-                &self.panels,
-                c.as_mut_ptr(),
-                c_row,
-                accumulate,
-                left,
-            )
-        };
     }
 }
 
@@ -356,7 +303,7 @@ fn pack_and_multiply(
         let out = &mut scratch.right[panel * width * k..][..width * k];
         pack_panel(b, k, n, panel, width, out);
     }
-    let right = &scratch.right[..panels * width * k];
+    let right = Numbers::F32(&scratch.right[..panels * width * k]);
     // SAFETY: a, b and c were checked above.
     unsafe {
         block(
@@ -491,7 +438,8 @@ fn transpose_blocks(b: View, k: usize, first: usize, count: usize, width: usize,
     (0, 0)
 }
 
-/// One task: `m` rows of the result from a packed right operand.
+/// One task: `m` rows of the result from a packed right operand. What of it has 16 bits becomes f32 a depth of a panel
+/// at a time, once for all rows: the product is that of the same numbers as f32, to the bit. `room` is reused memory.
 ///
 /// # Safety
 /// `a` must hold m x k elements, `right` the packed k x n ones, and `c` m rows of n at stride `c_row`.
@@ -500,11 +448,11 @@ unsafe fn block(
     isa: Isa,
     (m, n, k): (usize, usize, usize),
     a: View,
-    right: &[f32],
+    right: Numbers,
     c: *mut f32,
     c_row: usize,
     accumulate: bool,
-    left: &mut Vec<f32>,
+    room: &mut Vec<f32>,
 ) {
     let (height, width) = isa.tile();
     if k == 0 && !accumulate {
@@ -513,7 +461,17 @@ unsafe fn block(
             unsafe { std::slice::from_raw_parts_mut(c.add(i * c_row), n) }.fill(0.0);
         }
     }
-    let direct = a.column == 1;
+    let (direct, deepest) = (a.column == 1, DEPTH.min(k));
+    let tiles = match direct {
+        true => 0,
+        false => m.next_multiple_of(height) * deepest,
+    };
+    let widened = match right {
+        Numbers::F32(_) => 0,
+        Numbers::F16(_) | Numbers::Bf16(_) => width * deepest,
+    };
+    grow(room, tiles + widened);
+    let (left, widened) = room.split_at_mut(tiles);
     for depth in (0..k).step_by(DEPTH) {
         let deep = DEPTH.min(k - depth);
         if !direct {
@@ -521,7 +479,14 @@ unsafe fn block(
         }
         for panel in 0..n.div_ceil(width) {
             let columns = width.min(n - panel * width);
-            let b = right[panel * width * k + depth * width..].as_ptr();
+            let at = panel * width * k + depth * width;
+            let b = match right {
+                Numbers::F32(panels) => panels[at..].as_ptr(),
+                Numbers::F16(_) | Numbers::Bf16(_) => {
+                    right.write(at, &mut widened[..width * deep]);
+                    widened.as_ptr()
+                }
+            };
             for row in (0..m).step_by(height) {
                 let rows = height.min(m - row);
                 let tile = Tile {
@@ -548,8 +513,7 @@ unsafe fn block(
 }
 
 /// Copies rows of a (stored by columns) to tiles of `[depth][height]`.
-fn pack_left(a: View, m: usize, depth: usize, deep: usize, height: usize, left: &mut Vec<f32>) {
-    grow(left, m.next_multiple_of(height) * deep);
+fn pack_left(a: View, m: usize, depth: usize, deep: usize, height: usize, left: &mut [f32]) {
     match height {
         12 => pack_tiles::<12>(a, m, depth, deep, left),
         6 => pack_tiles::<6>(a, m, depth, deep, left),

@@ -7,9 +7,10 @@ use rayon::prelude::*;
 
 use super::rotary::Rotations;
 use super::{Part, PrenormConfig};
+use crate::frozen::Stored;
 use crate::lanes;
 use crate::ops::elementwise::{add_to, bias_relu};
-use crate::ops::matmul::{Packed, View};
+use crate::ops::matmul::{Packed, Right, View};
 use crate::ops::rms_norm;
 
 /// Most tokens per task: as many as keep the product fast and its rows in cache.
@@ -38,12 +39,38 @@ pub(crate) struct Block {
     down: Linear,
 }
 
-/// `y = x Wᵀ + b`; the bias may be empty.
+/// Maps of the same rows, side by side in the output: `y = x Wᵀ + b`, and what adapters add to it. The bias may be empty.
 struct Linear {
-    weight: Packed,
+    maps: Vec<(Part, Packed)>,
     bias_o: Vec<f32>,
+    adapters: Option<Adapters>,
     inputs: usize,
     outputs: usize,
+}
+
+/// An adapter of a linear map, which adds `scale · (x Aᵀ) Bᵀ`.
+pub(crate) struct Adapter<'a> {
+    /// A [R, I].
+    pub down_ri: &'a [f32],
+    /// B [O, R].
+    pub up_or: &'a [f32],
+    /// What the product is multiplied by.
+    pub scale: f32,
+}
+
+/// The adapters of maps that stand side by side.
+struct Adapters {
+    /// A of all, side by side.
+    down: Packed,
+    up: Vec<Up>,
+}
+
+/// B of one, times the scale.
+struct Up {
+    weight: Packed,
+    /// Where its columns begin in the product with A, and in the output.
+    from: usize,
+    to: usize,
 }
 
 /// Reused memory of one task.
@@ -54,7 +81,14 @@ struct Room {
     activated: Vec<f32>,
     linear: Vec<f32>,
     turned: Vec<f32>,
-    left: Vec<f32>,
+    products: Products,
+}
+
+/// The part of it that linear maps use.
+#[derive(Default)]
+struct Products {
+    room: Vec<f32>,
+    low: Vec<f32>,
 }
 
 impl Block {
@@ -62,12 +96,12 @@ impl Block {
     pub fn new<E>(
         config: &PrenormConfig,
         layer: usize,
-        get: &mut impl FnMut(&str) -> Result<Vec<f32>, E>,
+        get: &mut impl FnMut(&str) -> Result<Stored, E>,
     ) -> Result<Self, E> {
         let (query_norm_k, key_norm_k) = if config.query_key_norm {
             (
-                get(&config.weight(layer, Part::QueryNorm))?,
-                get(&config.weight(layer, Part::KeyNorm))?,
+                get(&config.weight(layer, Part::QueryNorm))?.into_f32(),
+                get(&config.weight(layer, Part::KeyNorm))?.into_f32(),
             )
         } else {
             (Vec::new(), Vec::new())
@@ -79,16 +113,41 @@ impl Block {
         let gate = config.gated.then(|| linear(&[Part::Linear])).transpose()?;
         let down = linear(&[Part::Down])?;
         Ok(Block {
-            attention_norm_d: get(&config.weight(layer, Part::AttentionNorm))?,
+            attention_norm_d: get(&config.weight(layer, Part::AttentionNorm))?.into_f32(),
             query_key_value,
             query_norm_k,
             key_norm_k,
             attention_out,
-            feed_forward_norm_d: get(&config.weight(layer, Part::FeedForwardNorm))?,
+            feed_forward_norm_d: get(&config.weight(layer, Part::FeedForwardNorm))?.into_f32(),
             activated,
             linear: gate,
             down,
         })
+    }
+
+    /// Puts adapters beside the maps for which `find` has one by their stem.
+    pub fn adapt<'a, E>(
+        &mut self,
+        config: &PrenormConfig,
+        layer: usize,
+        find: &mut impl FnMut(&str) -> Result<Option<Adapter<'a>>, E>,
+    ) -> Result<(), E> {
+        let maps = [
+            &mut self.query_key_value,
+            &mut self.attention_out,
+            &mut self.activated,
+            &mut self.down,
+        ];
+        for linear in maps.into_iter().chain(&mut self.linear) {
+            linear.adapt(config, layer, find)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the packed maps and adapters.
+    pub fn bytes(&self) -> usize {
+        let maps = [&self.query_key_value, &self.attention_out, &self.activated, &self.down];
+        maps.into_iter().chain(&self.linear).map(Linear::bytes).sum()
     }
 
     /// Queries [H K], keys [G K] and values [G K] of every row side by side, normed and rotated to their places; `write`
@@ -111,7 +170,7 @@ impl Block {
             let normed_td = sized(&mut room.normed, hidden_td.len());
             rms_norm(hidden_td, &self.attention_norm_d, config.epsilon, normed_td);
             let mixed = sized(&mut room.mixed, places_t.len() * side_by_side);
-            self.query_key_value.apply(normed_td, mixed, &mut room.left);
+            self.query_key_value.apply(normed_td, mixed, &mut room.products);
             let turned = sized(&mut room.turned, side_by_side);
             let place = |from: &[f32], norm_k: &[f32], position: u32, to: &mut [f32]| {
                 if norm_k.is_empty() {
@@ -146,56 +205,120 @@ impl Block {
                 sized(&mut room.normed, hidden_td.len()),
                 sized(&mut room.mixed, hidden_td.len()),
             );
-            self.attention_out.apply(context, mixed_td, &mut room.left);
+            self.attention_out.apply(context, mixed_td, &mut room.products);
             add_to(hidden_td, mixed_td);
             rms_norm(hidden_td, &self.feed_forward_norm_d, config.epsilon, normed_td);
             let activated_ti = sized(&mut room.activated, inner);
-            self.activated.apply(normed_td, activated_ti, &mut room.left);
+            self.activated.apply(normed_td, activated_ti, &mut room.products);
             config.activation.apply(activated_ti);
             if let Some(linear) = &self.linear {
                 let linear_ti = sized(&mut room.linear, inner);
-                linear.apply(normed_td, linear_ti, &mut room.left);
+                linear.apply(normed_td, linear_ti, &mut room.products);
                 lanes::multiply(activated_ti, linear_ti);
             }
-            self.down.apply(activated_ti, mixed_td, &mut room.left);
+            self.down.apply(activated_ti, mixed_td, &mut room.products);
             add_to(hidden_td, mixed_td);
         });
     }
 }
 
 impl Linear {
-    /// The maps of a block, side by side in the output.
+    /// The maps of a block, side by side in the output, in the numbers they have.
     fn new<E>(
         config: &PrenormConfig,
         layer: usize,
         parts: &[Part],
-        get: &mut impl FnMut(&str) -> Result<Vec<f32>, E>,
+        get: &mut impl FnMut(&str) -> Result<Stored, E>,
     ) -> Result<Self, E> {
-        let (mut weight_oi, mut bias_o, mut inputs) = (Vec::new(), Vec::new(), 0);
+        let mut linear = Linear {
+            maps: Vec::with_capacity(parts.len()),
+            bias_o: Vec::new(),
+            adapters: None,
+            inputs: 0,
+            outputs: 0,
+        };
         let maps = config.maps();
-        for (part, _, from, bias) in maps.iter().filter(|(part, ..)| parts.contains(part)) {
-            weight_oi.extend(get(&config.weight(layer, *part))?);
-            if *bias {
-                bias_o.extend(get(&config.bias(layer, *part))?);
+        for (part, outputs, inputs, bias) in maps.into_iter().filter(|(part, ..)| parts.contains(part)) {
+            let weight_oi = get(&config.weight(layer, part))?;
+            let mut packed = Packed::default();
+            packed.load_as_is(Right::rows(weight_oi.numbers(), inputs).t(), inputs, outputs);
+            linear.maps.push((part, packed));
+            if bias {
+                linear.bias_o.extend(get(&config.bias(layer, part))?.into_f32());
             }
-            inputs = *from;
+            linear.inputs = inputs;
+            linear.outputs += outputs;
         }
-        let outputs = weight_oi.len() / inputs;
-        let mut weight = Packed::default();
-        weight.load(View::rows(&weight_oi, inputs).t(), inputs, outputs);
-        Ok(Linear {
-            weight,
-            bias_o,
-            inputs,
-            outputs,
-        })
+        Ok(linear)
     }
 
-    fn apply(&self, x_ti: &[f32], out_to: &mut [f32], left: &mut Vec<f32>) {
-        self.weight.multiply(View::rows(x_ti, self.inputs), out_to, left);
+    /// Puts adapters beside the maps for which there is one.
+    fn adapt<'a, E>(
+        &mut self,
+        config: &PrenormConfig,
+        layer: usize,
+        find: &mut impl FnMut(&str) -> Result<Option<Adapter<'a>>, E>,
+    ) -> Result<(), E> {
+        let (mut down_ri, mut up, mut to) = (Vec::new(), Vec::new(), 0);
+        for (part, map) in &self.maps {
+            if let Some(adapter) = find(&config.stem(layer, *part))? {
+                let rank = adapter.down_ri.len() / self.inputs;
+                let scaled_or: Vec<f32> = adapter.up_or.iter().map(|x| x * adapter.scale).collect();
+                let mut weight = Packed::default();
+                weight.load(View::rows(&scaled_or, rank).t(), rank, map.columns());
+                let from = down_ri.len() / self.inputs;
+                up.push(Up { weight, from, to });
+                down_ri.extend_from_slice(adapter.down_ri);
+            }
+            to += map.columns();
+        }
+        if !up.is_empty() {
+            let (mut down, ranks) = (Packed::default(), down_ri.len() / self.inputs);
+            down.load(View::rows(&down_ri, self.inputs).t(), self.inputs, ranks);
+            self.adapters = Some(Adapters { down, up });
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        let maps = self.maps.iter().map(|(_, map)| map.bytes()).sum::<usize>();
+        maps + self.adapters.as_ref().map_or(0, Adapters::bytes)
+    }
+
+    fn apply(&self, x_ti: &[f32], out_to: &mut [f32], products: &mut Products) {
+        let x = View::rows(x_ti, self.inputs);
+        let mut to = 0;
+        for (_, map) in &self.maps {
+            map.multiply_into(x, &mut out_to[to..], self.outputs, false, &mut products.room);
+            to += map.columns();
+        }
         if !self.bias_o.is_empty() {
             bias_relu(out_to, &self.bias_o, self.outputs, false);
         }
+        if let Some(adapters) = &self.adapters {
+            adapters.add(x, x_ti.len() / self.inputs, (out_to, self.outputs), products);
+        }
+    }
+}
+
+impl Adapters {
+    /// Adds what they say of rows `x` to rows of `outputs`.
+    fn add(&self, x: View, rows: usize, (out_to, outputs): (&mut [f32], usize), products: &mut Products) {
+        let ranks = self.down.columns();
+        let low_tr = sized(&mut products.low, rows * ranks);
+        self.down.multiply(x, low_tr, &mut products.room);
+        for Up { weight, from, to } in &self.up {
+            let low = View {
+                data: &low_tr[*from..],
+                row: ranks,
+                column: 1,
+            };
+            weight.multiply_into(low, &mut out_to[*to..], outputs, true, &mut products.room);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.down.bytes() + self.up.iter().map(|up| up.weight.bytes()).sum::<usize>()
     }
 }
 

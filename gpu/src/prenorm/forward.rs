@@ -7,16 +7,18 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::block::{Block, panel};
+use super::block::{Adapter, Block, panel};
 use super::rotary::Rotations;
 use super::{Positions, PrenormConfig, t5};
 use crate::encoder::{Checkpoint, EncoderError, Forward, check_batch};
+use crate::frozen::{Stored, Table};
 use crate::ops::{Attention, Dropout, Sources, attend, rms_norm};
 
-/// A pre-norm model on the CPU, in f32.
+/// A pre-norm model on the CPU: weights in the numbers that they came in, all else in f32.
 pub struct PrenormEncoder {
     pub(crate) config: PrenormConfig,
-    pub(crate) words_vd: Vec<f32>,
+    /// Embeddings [V, D].
+    pub(crate) words: Table,
     /// Relative biases [buckets, H], or empty.
     bias_bh: Vec<f32>,
     pub(crate) blocks: Vec<Block>,
@@ -31,29 +33,44 @@ impl PrenormEncoder {
     }
 
     /// The model of tensors that `get` finds by name (as [`PrenormConfig::layout`] names them), each asked for once.
-    pub(crate) fn of_tensors<E>(
+    pub(crate) fn of_tensors<T: Into<Stored>, E>(
         config: PrenormConfig,
-        get: &mut impl FnMut(&str) -> Result<Vec<f32>, E>,
+        get: &mut impl FnMut(&str) -> Result<T, E>,
     ) -> Result<Self, E> {
+        let get = &mut |name: &str| -> Result<Stored, E> { get(name).map(Into::into) };
         let blocks = (0..config.layers).map(|layer| Block::new(&config, layer, get));
         Ok(PrenormEncoder {
             blocks: blocks.collect::<Result<_, _>>()?,
-            words_vd: get(config.embedding())?,
+            words: Table::new(get(config.embedding())?, config.width),
             bias_bh: match config.positions {
-                Positions::Relative(_) => get(t5::BIAS)?,
+                Positions::Relative(_) => get(t5::BIAS)?.into_f32(),
                 Positions::Rotary { .. } => Vec::new(),
             },
-            norm_d: get(config.final_norm())?,
+            norm_d: get(config.final_norm())?.into_f32(),
             config,
         })
     }
 
+    /// Puts adapters beside the maps for which `find` has one by their stem.
+    pub(crate) fn adapt<'a, E>(
+        &mut self,
+        find: &mut impl FnMut(&str) -> Result<Option<Adapter<'a>>, E>,
+    ) -> Result<(), E> {
+        let mut blocks = self.blocks.iter_mut().enumerate();
+        blocks.try_for_each(|(layer, block)| block.adapt(&self.config, layer, find))
+    }
+
+    /// Bytes of the packed maps and adapters of all blocks.
+    pub(crate) fn bytes(&self) -> usize {
+        self.blocks.iter().map(Block::bytes).sum()
+    }
+
     /// Embeddings of tokens [T, D].
     pub(crate) fn embed(&self, ids_t: &[u32]) -> Vec<f32> {
-        let d = self.config.width;
-        let mut hidden_td = Vec::with_capacity(ids_t.len() * d);
+        let (rows, mut room) = (self.words.rows(), Vec::new());
+        let mut hidden_td = Vec::with_capacity(ids_t.len() * self.config.width);
         for id in ids_t {
-            hidden_td.extend_from_slice(&self.words_vd[*id as usize * d..][..d]);
+            hidden_td.extend_from_slice(rows.get(*id as usize, &mut room));
         }
         hidden_td
     }
@@ -87,12 +104,7 @@ impl PrenormEncoder {
         mut seen: impl FnMut(usize, &[f32]),
     ) -> Result<Vec<f32>, EncoderError> {
         let config = &self.config;
-        check_batch(
-            ids_t,
-            offsets,
-            self.words_vd.len() / config.width,
-            config.max_positions(),
-        )?;
+        check_batch(ids_t, offsets, self.words.count(), config.max_positions())?;
         let k = config.key_dim;
         let (queries, keys) = (config.heads * k, config.kv_heads * k);
         let each = config.heads / config.kv_heads;
