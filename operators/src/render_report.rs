@@ -169,7 +169,7 @@ impl RenderReport {
         })
     }
 
-    /// A metric that is asked for must be there. Of those that are shown unasked, one is enough.
+    /// A metric and a cut-off that are asked for must be there. Of those that are shown unasked, one is enough.
     fn check_metrics(&self, systems: &[System]) -> Result<()> {
         let figures = systems.iter().flat_map(|system| system.values.keys());
         let known: BTreeSet<&str> = figures.map(|figure| figure.metric.as_str()).collect();
@@ -178,13 +178,31 @@ impl RenderReport {
         let enough = known.is_empty() || unasked && self.metrics.iter().any(|metric| is_known(&metric));
         let unknown = self.metrics.iter().find(|metric| !is_known(metric));
         let Some(metric) = unknown.filter(|_| !enough) else {
-            return Ok(());
+            return self.check_cut_offs(systems);
         };
         let message = format!("\"metrics\" names \"{metric}\", which no input has");
         let names = known.iter().copied().collect::<Vec<_>>().join(", ");
         let mut error = Error::user("unknown-metric", message).detail(format!("there are: {names}"));
         error.hint = did_you_mean(metric, known.iter().copied());
         Err(error)
+    }
+
+    /// Likewise for cut-offs: without any of them there would be no results.
+    fn check_cut_offs(&self, systems: &[System]) -> Result<()> {
+        let figures = systems.iter().flat_map(|system| system.values.keys());
+        let shown = figures.filter(|figure| self.metrics.contains(&figure.metric));
+        let known: BTreeSet<u32> = shown.map(|figure| figure.k).collect();
+        let unasked = self.k == RenderReport::default().k;
+        let enough = known.is_empty() || unasked && self.k.iter().any(|k| known.contains(k));
+        let unknown = self.k.iter().find(|k| !known.contains(k));
+        let Some(k) = unknown.filter(|_| !enough) else {
+            return Ok(());
+        };
+        let there: Vec<String> = known.iter().map(u32::to_string).collect();
+        let message = format!("\"k\" names {k}, which no input has");
+        Err(Error::user("unknown-metric", message)
+            .detail(format!("there are: {}", there.join(", ")))
+            .hint("set \"k\" of the report to cut-offs that its inputs were scored at"))
     }
 
     /// Systems with their shuffled twins.

@@ -457,6 +457,26 @@ fn a_metric_that_no_input_has_is_told() {
 }
 
 #[test]
+fn a_cut_off_that_no_input_has_is_told() {
+    let systems = "system slice recall_5:f64\nmarkov all 0.2";
+    let told = |k: &[u32], table: &str| {
+        let report = RenderReport {
+            k: k.to_vec(),
+            ..RenderReport::default()
+        };
+        document(&report, &[("markov", table)])
+    };
+    let error = told(&[5, 7], systems).unwrap_err();
+    assert_eq!(error.code, "unknown-metric");
+    assert_eq!(error.message, "\"k\" names 7, which no input has");
+    assert_eq!(error.detail, ["there are: 5"]);
+    // By itself a report shows what there is, as long as there is some of it.
+    assert!(told(&[5, 10], systems).is_ok());
+    assert!(told(&[5, 10], &systems.replace("_5", "_20")).is_err());
+    assert!(told(&[7], "a\nx").is_ok());
+}
+
+#[test]
 fn mistakes_are_told_before_anything_runs() {
     let fails = |report: RenderReport, input: Table| Harness::default().run(&report, &[("a", input)]).unwrap_err();
     let table = || Table::new(text::parse("a\nx").unwrap());
