@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What a GPU makes of it, in one command: every operation of the stock engine on the device held to the kernels of the CPU,
 # forward and backward (f32); a training step of TIGER 13M, and one of LoRA on the shape of Qwen3-0.6B, beside PyTorch on
-# the same device, eager and compiled (bf16). Prints tokens a second, the share of PEAK_TFLOPS (989: dense bf16 of an
-# H100), and the most memory that nvidia-smi saw in use.
-# There is no kernel of our own for GPUs yet and no generation on them: nothing of these is timed.
-# Needs a CUDA toolkit to build (cuda_toolkit.sh makes one), else PARITY, BENCH_TIGER and BENCH_LLM name what was built
-# elsewhere: the tests of sluice-gpu, and its benches tiger and llm_train, all with --features cuda. Peers as in tiger.sh.
+# the same device, eager and compiled (bf16); beam search inside the trie of all titles on that shape, beside `generate` of
+# transformers with prefix_allowed_tokens_fn (bf16). Prints tokens and users a second, the share of PEAK_TFLOPS (989:
+# dense bf16 of an H100), and the most memory that nvidia-smi saw in use.
+# Needs a CUDA toolkit to build (cuda_toolkit.sh makes one), else PARITY, BENCH_TIGER, BENCH_LLM and BENCH_GENERATE name
+# what was built elsewhere: the tests of sluice-gpu, and its benches tiger, llm_train and llm_generate, all with --features
+# cuda. Peers as in tiger.sh.
 # DEVICE=cpu PRECISION=f32 FEATURES= tries the script itself where there is no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,3 +41,9 @@ echo "== TIGER 13M"
 BENCH=${BENCH_TIGER:-} STEPS=${STEPS:-40} watched benches/tiger.sh
 echo "== LoRA on the shape of Qwen3-0.6B"
 BENCH=${BENCH_LLM:-} STEPS=${STEPS:-10} COMPILED=${COMPILED:-1} SHAPE=${SHAPE:-0.6b} watched benches/llm_train.sh
+echo "== constrained generation"
+if [[ "$DEVICE" == cpu ]]; then
+    BENCH=${BENCH_GENERATE:-} USERS=${USERS:-2} AT_ONCE=2 PENALTIES=1 SHAPES=pairs watched benches/llm_generate.sh
+else
+    BENCH=${BENCH_GENERATE:-} USERS=${USERS:-32} AT_ONCE=16 PENALTIES=1 SHAPES=0.6b watched benches/llm_generate.sh
+fi

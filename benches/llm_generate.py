@@ -14,6 +14,7 @@ from collections import defaultdict
 WORK, DATA, CORES, SETTINGS = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 PIN = {int(core) for core in CORES.split(",")}
 os.sched_setaffinity(0, PIN)
+DEVICE, PRECISION = os.environ.get("DEVICE", "cpu"), os.environ.get("PRECISION", "f32")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "RAYON_NUM_THREADS": str(len(PIN))}
 
 import torch  # noqa: E402
@@ -22,11 +23,15 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM  # noqa: E
 
 torch.set_num_threads(len(PIN))
 BEAMS, HISTORY, FEW, DEVIATION = 10, 20, 64, 0.1
+# Scores that differ by less are taken for the same.
+CLOSE = 2e-3 if PRECISION == "f32" else 5e-2
 SHAPES = {
     "qwen": dict(vocab_size=151_936, hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
                  num_key_value_heads=2, head_dim=32),
     "pairs": dict(vocab_size=4096, hidden_size=320, intermediate_size=960, num_hidden_layers=7, num_attention_heads=5,
                   num_key_value_heads=5, head_dim=64),
+    "0.6b": dict(vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+                 num_attention_heads=16, num_key_value_heads=8, head_dim=128),
 }  # fmt: skip
 
 
@@ -66,7 +71,7 @@ def read_data(shape):
         for line in file:
             cells = line.rstrip("\n").split("\t")
             users[cells[user]].append(cells[item])
-    encode, eos = qwen_tokenizer() if shape == "qwen" else pairs_tokenizer(titles.values())
+    encode, eos = pairs_tokenizer(titles.values()) if shape == "pairs" else qwen_tokenizer()
     histories = [items[:-1][-HISTORY:] for items in users.values()]
     random.Random(1).shuffle(histories)
     text = lambda history: "Items bought, oldest first:\n" + "\n".join(titles[i] for i in history) + "\nThe next item:\n"
@@ -91,8 +96,8 @@ def generate(model, data, eos, penalty, users):
 
     def run(prompts):
         width = max(map(len, prompts))
-        ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts], device=DEVICE)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=DEVICE)
 
         def allowed(_, row):
             node = trie
@@ -126,12 +131,13 @@ def compare(ours, theirs):
         scores = {tuple(title): score for title, score in b}
         differences = [abs(x["score"] - scores.get(tuple(x["title"]), float("inf"))) for x in a]
         places = [abs(x["score"] - score) for x, (_, score) in zip(a, b)]
-        same += len(a) == len(b) and max(differences + places) < 2e-3
+        same += len(a) == len(b) and max(differences + places) < CLOSE
         worst = max(worst, *places)
     return same, worst
 
 
 def main():
+    print(f"{DEVICE}, {PRECISION}, cores {CORES}")
     print("shape  vocabulary  penalty  transformers  Sluice   ratio  (one user; children alone)  same beams")
     for shape in SETTINGS["shapes"].split():
         data, eos = read_data(shape)
@@ -145,7 +151,9 @@ def main():
             for name, parameter in model.named_parameters():
                 if "norm" not in name:
                     parameter.normal_(0.0, DEVIATION)
+        model = model.to(torch.bfloat16 if PRECISION == "bf16" else torch.float32)
         model.save_pretrained(os.path.join(WORK, "model"))
+        model = model.to(DEVICE)
         parameters = sum(p.numel() for p in model.parameters())
         lengths = [sum(map(len, data[kind])) / len(data[kind]) for kind in ("prompts", "titles")]
         print(f"{shape}: {parameters / 1e6:.1f}M parameters; a prompt has {lengths[0]:.0f} tokens, a title {lengths[1]:.1f}")

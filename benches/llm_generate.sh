@@ -6,6 +6,8 @@
 #   pairs (7 blocks of width 320).
 #   Each with sums of log-probabilities (LENGTH_PENALTY 0: a random model ends with the shortest titles) and with means
 #   (1: the search goes deep, as one with a trained model does).
+# DEVICE, PRECISION, FEATURES, BENCH: as in tiger.sh; with DEVICE Sluice runs on candle's tensors there, not on its kernels.
+# SHAPES=0.6b takes the shape of Qwen3-0.6B.
 # USERS: users of `generate`, AT_ONCE of which go through it together (4, 4); Sluice searches for 16 times as many. SHAPES:
 # "qwen pairs". PENALTIES: "0 1". Needs SLUICE_DATA and python3: makes a virtual environment (VENV, default .venv-bench) unless
 # PYTHON names one with torch, transformers and safetensors.
@@ -22,7 +24,8 @@ if [[ -z "$python" ]]; then
 fi
 work=${WORK:-$(mktemp -d)}
 [[ -n "${WORK:-}" ]] || trap 'rm -rf "$work"' EXIT
-bench=${BENCH:-$(cargo bench --no-run -p sluice-gpu --bench llm_generate --message-format=json 2>/dev/null |
+# shellcheck disable=SC2086
+bench=${BENCH:-$(cargo bench --no-run -p sluice-gpu --bench llm_generate ${FEATURES:-} --message-format=json 2>/dev/null |
     sed -n 's/.*"name":"llm_generate".*"executable":"\([^"]*\)".*/\1/p' | tail -1)}
 settings=$(printf '{"bench":"%s","users":%d,"at_once":%d,"shapes":"%s","penalties":"%s"}' \
     "$bench" "${USERS:-4}" "${AT_ONCE:-4}" "${SHAPES:-qwen pairs}" "${PENALTIES:-0 1}")

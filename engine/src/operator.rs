@@ -3,8 +3,10 @@
 //! An operator never sees the dataflow. `bind` declares how the rows of its inputs are distributed and
 //! the engine does the parallelism; `run` is a function of (config, context, input tables).
 
+mod peers;
 mod registry;
 
+pub use peers::{Alone, Peers};
 pub use registry::{Entry, Field, Instance, Registry};
 
 use std::cell::RefCell;
@@ -210,9 +212,9 @@ impl Bound {
         Self::new(Distribution::Whole)
     }
 
-    /// Lets up to so many calls share the work of [`Distribution::Whole`]: one in each of the first processes of the run,
-    /// as many as there are, each with all inputs and with [`Context::peers`] to reach the others. The first call makes
-    /// the output; it must not depend on how many there were. Each takes of its process what `resources:` says.
+    /// Lets up to so many calls share the work of [`Distribution::Whole`]: one in each of the first processes of the
+    /// run, as many as there are, each with all inputs and with [`Context::peers`] to reach the others. The first call
+    /// makes the output; it must not depend on how many there were. Each takes of its process what `resources:` says.
     pub fn peers(mut self, calls: usize) -> Self {
         self.peers = calls.max(1);
         self
@@ -499,38 +501,6 @@ pub struct Never;
 impl Earlier for Never {
     fn results(&self) -> Box<dyn Iterator<Item = (Tables, Tables)> + '_> {
         Box::new(std::iter::empty())
-    }
-}
-
-/// Calls of one stage that share its work, each in a process of its own; see [`Bound::peers`].
-pub trait Peers: Send + Sync {
-    /// Which of them this one is, from 0. What others than the first return, state, tell or write into their attempt
-    /// folder goes nowhere.
-    fn rank(&self) -> usize;
-
-    /// How many there are.
-    fn count(&self) -> usize;
-
-    /// Gives part i to peer i and returns what every peer had for this one, in their order; the own part comes back as it
-    /// is. All of them call it equally often, one call at a time. It fails soon when the run was asked to stop, and when
-    /// a peer's call is over before.
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>>;
-}
-
-/// A call that has nobody to share with.
-pub struct Alone;
-
-impl Peers for Alone {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn count(&self) -> usize {
-        1
-    }
-
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        Ok(parts)
     }
 }
 

@@ -326,8 +326,8 @@ impl State {
         commands
     }
 
-    /// Room for a stage that runs once, in one process; or, if its work is shared, in all that it runs in, which are the
-    /// first ones. The others need none.
+    /// Room for a stage that runs once, in one process; or, if its work is shared, in all that it runs in, which are
+    /// the first ones. The others need none.
     fn room(&mut self, index: usize) -> Option<Room> {
         let stage = &self.graph.stages[index];
         if stage.bound.distribution != Distribution::Whole {

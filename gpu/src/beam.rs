@@ -5,18 +5,20 @@
 //! catalogue; [`Normalisation::Children`] renormalises over the codes that continue the prefix.
 //! Ties are broken by the order of codes. Results depend on neither the batch nor the threads.
 
-use crate::decode::{Cached, Decoder, Replayed, Rows};
+use crate::decode::{Cached, Decoder, Gathered, Replayed, Rows};
 use crate::error::{Error, Result};
 use crate::ops::{Graph, Stock, Tape, Workspace, log_softmax_in_place};
 use crate::tiger::{Head, Histories, Inputs, Tiger, TigerConfig};
 use crate::trie::Trie;
+use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Users that share the matrix products of one task, and how many prefixes these may have together.
-const GROUP: usize = 32;
-const PREFIXES: usize = 2048;
+/// Users that share the matrix products of one task, and how many prefixes these may have together: on the CPU, and on
+/// another device, which wants large ones.
+const TASK: (usize, usize) = (32, 2048);
+const DEVICE_TASK: (usize, usize) = (128, 4096);
 /// Leaves that `score_catalogue` decodes together.
 const LEAVES: usize = 512;
 
@@ -67,7 +69,7 @@ pub struct Hypothesis {
 /// outside its codebook, [`Error::InvalidData`] for a bad history or a score that is not a number.
 pub fn beam_search(model: &Tiger, trie: &Trie, inputs: &Inputs, options: &BeamOptions) -> Result<Vec<Vec<Hypothesis>>> {
     check(model.config(), trie, options)?;
-    let groups = pack_groups(model.config(), inputs, options.width.min(trie.leaves()))?;
+    let groups = pack_groups(model.config(), inputs, TASK, options.width.min(trie.leaves()))?;
     let found: Result<Vec<_>> = groups
         .par_iter()
         .map_init(Workspace::default, |workspace, group| {
@@ -91,8 +93,8 @@ pub fn beam_search_on(
 ) -> Result<Vec<Vec<Hypothesis>>> {
     check(config, trie, options)?;
     let mut found = Vec::with_capacity(inputs.histories.len());
-    for group in pack_groups(config, inputs, options.width.min(trie.leaves()))? {
-        let mut decoder = Replayed::new(stock, config, &group)?;
+    for group in pack_groups(config, inputs, DEVICE_TASK, options.width.min(trie.leaves()))? {
+        let mut decoder = Gathered::new(stock, config, &group, Tensor::detach)?;
         found.extend(search(&mut decoder, config, trie, group.offsets.len() - 1, options)?);
     }
     Ok(found)
@@ -282,14 +284,19 @@ fn check_scores(scores: &[f32]) -> Result<()> {
 }
 
 /// The histories of tasks whose users keep `width` prefixes each.
-fn pack_groups(config: &TigerConfig, inputs: &Inputs, width: usize) -> Result<Vec<Histories>> {
+fn pack_groups(
+    config: &TigerConfig,
+    inputs: &Inputs,
+    (users_at_most, prefixes): (usize, usize),
+    width: usize,
+) -> Result<Vec<Histories>> {
     let Inputs { histories, users, .. } = *inputs;
     if let Some(users) = users
         && users.len() != histories.len()
     {
         return Err(Error::shape("users", histories.len(), users.len()));
     }
-    let size = (PREFIXES / width).clamp(1, GROUP);
+    let size = (prefixes / width).clamp(1, users_at_most);
     let group = |(i, histories): (usize, &[&[u16]])| {
         let users = users.map(|users| &users[i * size..][..histories.len()]);
         config.histories(&Inputs {
@@ -435,25 +442,42 @@ mod tests {
         }
     }
 
+    /// The CPU's decoder, the one of any engine on both engines (with frozen weights too), and the one that replays.
     #[test]
-    fn cached_equals_replayed_on_the_stock_engine() {
+    fn all_decoders_find_the_same() {
         for feed_forward in [FeedForward::Grid, FeedForward::T5] {
             let (model, ids, histories) = setup(feed_forward);
-            let trie = Trie::new(&ids, 3).unwrap();
+            let (trie, vectors) = (Trie::new(&ids, 3).unwrap(), vectors());
             let all: Vec<&[u16]> = histories.iter().map(Vec::as_slice).collect();
             let users = users(all.len());
+            let inputs = reads(&all, &users, &vectors);
             let options = BeamOptions {
                 width: 7,
                 ..BeamOptions::default()
             };
-            let fast = beam_search(&model, &trie, &reads(&all, &users, &vectors()), &options).unwrap();
-            let mut stock = Stock::new(model.weights(), &candle_core::Device::Cpu).unwrap();
             let config = model.config();
-            let slow = beam_search_on(&mut stock, config, &trie, &reads(&all, &users, &vectors()), &options).unwrap();
-            for (a, b) in fast.iter().flatten().zip(slow.iter().flatten()) {
-                assert_eq!(a.leaf, b.leaf);
-                assert!((a.score - b.score).abs() < 1e-4);
-            }
+            let cached = beam_search(&model, &trie, &inputs, &options).unwrap();
+            let same = |found: &[Vec<Hypothesis>]| {
+                assert_eq!(found.len(), cached.len());
+                for (a, b) in cached.iter().flatten().zip(found.iter().flatten()) {
+                    assert_eq!(a.leaf, b.leaf);
+                    assert!((a.score - b.score).abs() < 1e-4);
+                }
+            };
+            let cpu = candle_core::Device::Cpu;
+            let mut stock = Stock::new(model.weights(), &cpu).unwrap();
+            same(&beam_search_on(&mut stock, config, &trie, &inputs, &options).unwrap());
+            let frozen = crate::frozen::Frozen::from(model.weights().clone());
+            let stock = Stock::new(&crate::weights::Weights::default(), &cpu).unwrap();
+            let mut stock = stock.with_frozen(Some(&frozen)).unwrap();
+            same(&beam_search_on(&mut stock, config, &trie, &inputs, &options).unwrap());
+            let together = config.histories(&inputs).unwrap();
+            let mut workspace = Workspace::default();
+            let mut tape = Tape::new(model.weights(), &mut workspace);
+            let mut gathered = Gathered::new(&mut tape, config, &together, Clone::clone).unwrap();
+            same(&search(&mut gathered, config, &trie, all.len(), &options).unwrap());
+            let mut replayed = Replayed::new(&mut stock, config, &together).unwrap();
+            same(&search(&mut replayed, config, &trie, all.len(), &options).unwrap());
         }
     }
 

@@ -1,10 +1,11 @@
-//! Next-code logits for growing prefixes: the cached CPU decoder, and its slow twin that replays whole prefixes.
+//! Next-code logits for growing prefixes: the cached decoder, on the CPU and on any engine, and its slow twin that replays
+//! whole prefixes.
 
 use crate::error::Result;
 use crate::ops::elementwise::{add_to, bias_relu};
 use crate::ops::matmul::{Scratch, View, multiply};
 use crate::ops::{Attention, Dropout, Graph, Norm, Sources, Tape, Workspace, attend, norm_rows, single_query};
-use crate::tiger::{EPS, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table};
+use crate::tiger::{EPS, FeedForward, Histories, Noise, Prefixes, Tiger, TigerConfig, decode, encode, token_table};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -125,17 +126,7 @@ impl<'a> Cached<'a> {
 impl Decoder for Cached<'_> {
     fn step(&mut self, level: usize, rows: &Rows) -> Result<Vec<f32>> {
         let config = self.model.config();
-        let own = 0..rows.tokens.len() as u32;
-        self.paths = own
-            .map(|row| {
-                let mut path = match rows.parents.get(row as usize) {
-                    Some(&parent) => self.paths[parent as usize].clone(),
-                    None => vec![],
-                };
-                path.push(row);
-                path
-            })
-            .collect();
+        self.paths = extend(&self.paths, &rows.parents, 0..rows.tokens.len() as u32);
         let mut x_rd = self.embed(&rows.tokens)?;
         for layer in 0..config.layers {
             let block = format!("decoder.{layer}");
@@ -184,6 +175,136 @@ impl Decoder for Cached<'_> {
     }
 }
 
+/// The same on any engine, with what it remembers as nodes there.
+pub(crate) struct Gathered<'a, G: Graph> {
+    graph: &'a mut G,
+    config: &'a TigerConfig,
+    /// A node without those that it was computed from.
+    detached: fn(&G::Node) -> G::Node,
+    table_nd: G::Node,
+    memory: Arc<[usize]>,
+    /// Per layer [T, 2·H·K].
+    memory_kv: Vec<G::Node>,
+    /// Per layer, per position [R, 3·H·K].
+    cache: Vec<Vec<G::Node>>,
+    /// Rows of every position.
+    counts: Vec<usize>,
+    /// For each row of the last step, its ancestors' rows at every earlier position, and its own.
+    paths: Vec<Vec<u32>>,
+}
+
+impl<'a, G: Graph> Gathered<'a, G> {
+    /// Encodes the histories. `detached` makes a node that keeps none of those that it was computed from, where the engine
+    /// keeps them for gradients.
+    pub fn new(
+        graph: &'a mut G,
+        config: &'a TigerConfig,
+        histories: &Histories,
+        detached: fn(&G::Node) -> G::Node,
+    ) -> Result<Self> {
+        let table_nd = detached(&token_table(graph, config, histories)?);
+        let memory_td = encode(graph, config, &table_nd, histories, &mut Noise::off())?;
+        let memory_td = detached(&memory_td);
+        let mut gathered = Gathered {
+            graph,
+            config,
+            detached,
+            table_nd,
+            memory: histories.offsets.clone(),
+            memory_kv: Vec::with_capacity(config.layers),
+            cache: vec![Vec::new(); config.layers],
+            counts: Vec::new(),
+            paths: Vec::new(),
+        };
+        for layer in 0..config.layers {
+            let kv = gathered.linear(&memory_td, &format!("decoder.{layer}.cross.kv"), false)?;
+            gathered.memory_kv.push(detached(&kv));
+        }
+        Ok(gathered)
+    }
+
+    fn linear(&mut self, x: &G::Node, name: &str, relu: bool) -> Result<G::Node> {
+        let w = self.graph.weight(name)?;
+        let biased = name.contains("feed_forward") && self.config.feed_forward == FeedForward::Grid;
+        let b = match biased {
+            true => Some(self.graph.weight(&format!("{name}.bias"))?),
+            false => None,
+        };
+        self.graph.linear(x, &w, b.as_ref(), relu, Dropout::off())
+    }
+
+    fn norm(&mut self, x: &G::Node, name: &str) -> Result<G::Node> {
+        let w = self.graph.weight(name)?;
+        self.graph.rms_norm(x, &w, EPS)
+    }
+
+    fn attention(&self, queries: Arc<[usize]>, keys: Arc<[usize]>, causal: bool) -> Attention {
+        Attention {
+            heads: self.config.heads,
+            key_dim: self.config.d_kv,
+            queries,
+            keys,
+            causal,
+            scale: 1.0,
+            buckets: causal.then(|| self.config.buckets(false)),
+            dropout: Dropout::off(),
+        }
+    }
+}
+
+impl<G: Graph> Decoder for Gathered<'_, G> {
+    fn step(&mut self, level: usize, rows: &Rows) -> Result<Vec<f32>> {
+        let (count, length) = (rows.tokens.len(), level + 1);
+        self.paths = extend(&self.paths, &rows.parents, 0..count as u32);
+        self.counts.truncate(level);
+        // Rows of all positions, one position after another.
+        let mut first = Vec::with_capacity(length);
+        let mut before = 0;
+        self.counts.push(count);
+        for count in &self.counts {
+            first.push(before as u32);
+            before += count;
+        }
+        let packed = self.paths.iter().flat_map(|path| path.iter().zip(&first));
+        let packed: Arc<[u32]> = packed.map(|(row, first)| first + row).collect();
+        let last: Arc<[u32]> = (1..=count).map(|row| (row * length - 1) as u32).collect();
+        let prefixes: Arc<[usize]> = (0..=count).map(|row| row * length).collect();
+        let to_paths = self.attention(prefixes.clone(), prefixes, true);
+        let to_histories = self.attention(rows.users.clone(), self.memory.clone(), false);
+        let bias = self.graph.weight("decoder.bias")?;
+        let mut x_rd = self.graph.gather(&self.table_nd, rows.tokens.as_slice().into())?;
+        for layer in 0..self.config.layers {
+            let block = format!("decoder.{layer}");
+            let h_rd = self.norm(&x_rd, &format!("{block}.attention.norm"))?;
+            let qkv = self.linear(&h_rd, &format!("{block}.attention.qkv"), false)?;
+            self.cache[layer].truncate(level);
+            self.cache[layer].push((self.detached)(&qkv));
+            let all = self.graph.stack(&self.cache[layer])?;
+            let qkv = self.graph.gather(&all, packed.clone())?; // [R·length, 3·H·K]
+            let a = self.graph.self_attention(&qkv, Some(&bias), &to_paths)?;
+            let a = self.graph.gather(&a, last.clone())?; // [R, H·K]
+            let y_rd = self.linear(&a, &format!("{block}.attention.out"), false)?;
+            x_rd = self.graph.residual(&x_rd, &y_rd, Dropout::off())?;
+
+            let h_rd = self.norm(&x_rd, &format!("{block}.cross.norm"))?;
+            let q = self.linear(&h_rd, &format!("{block}.cross.q"), false)?;
+            let a = self.graph.cross_attention(&q, &self.memory_kv[layer], &to_histories)?;
+            let y_rd = self.linear(&a, &format!("{block}.cross.out"), false)?;
+            x_rd = self.graph.residual(&x_rd, &y_rd, Dropout::off())?;
+
+            let mut h = self.norm(&x_rd, &format!("{block}.feed_forward.norm"))?;
+            let maps = self.config.feed_forward.maps();
+            for map in 1..=maps {
+                h = self.linear(&h, &format!("{block}.feed_forward.{map}"), map < maps)?;
+            }
+            x_rd = (self.detached)(&self.graph.residual(&x_rd, &h, Dropout::off())?);
+        }
+        let h_rd = self.norm(&x_rd, "decoder.norm")?;
+        let logits_rv = self.linear(&h_rd, &self.config.head(level).name, false)?;
+        self.graph.values(&logits_rv)
+    }
+}
+
 /// The slow twin on any engine: every step decodes every prefix from its start.
 pub(crate) struct Replayed<'a, G: Graph> {
     graph: &'a mut G,
@@ -213,15 +334,7 @@ impl<'a, G: Graph> Replayed<'a, G> {
 
 impl<G: Graph> Decoder for Replayed<'_, G> {
     fn step(&mut self, level: usize, rows: &Rows) -> Result<Vec<f32>> {
-        let extend = |(row, &token): (usize, &u32)| {
-            let mut prefix = match rows.parents.get(row) {
-                Some(&parent) => self.prefixes[parent as usize].clone(),
-                None => vec![],
-            };
-            prefix.push(token);
-            prefix
-        };
-        self.prefixes = rows.tokens.iter().enumerate().map(extend).collect();
+        self.prefixes = extend(&self.prefixes, &rows.parents, rows.tokens.iter().copied());
         let length = level + 1;
         let offsets: Arc<[usize]> = (0..=self.prefixes.len()).map(|s| s * length).collect();
         let groups: Arc<[usize]> = rows.users.iter().map(|&row| row * length).collect();
@@ -241,4 +354,17 @@ impl<G: Graph> Decoder for Replayed<'_, G> {
         let logits_rv = g.linear(&hidden_rd, &head_vd, None, false, Dropout::off())?;
         g.values(&logits_rv)
     }
+}
+
+/// The lists of the rows that each row continues, and its own number behind them.
+fn extend(lists: &[Vec<u32>], parents: &[u32], own: impl Iterator<Item = u32>) -> Vec<Vec<u32>> {
+    let longer = |(row, own): (usize, u32)| {
+        let mut list = match parents.get(row) {
+            Some(&parent) => lists[parent as usize].clone(),
+            None => vec![],
+        };
+        list.push(own);
+        list
+    };
+    own.enumerate().map(longer).collect()
 }

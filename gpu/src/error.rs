@@ -73,6 +73,9 @@ pub enum Error {
         /// The loss as computed.
         loss: f32,
     },
+    /// Another call that shares the training is gone, or is not what it should be.
+    #[error("cannot go on with the peers: {0}")]
+    Peer(String),
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -154,7 +154,10 @@ impl Frozen {
     /// The numbers of the tensor of a name with their owner; the tensor that stays is empty.
     pub(crate) fn take(&mut self, name: &str) -> Result<Stored> {
         let at = self.place(name)?;
-        Ok(std::mem::replace(&mut self.tensors[at].stored, Stored::Owned(Vec::new())))
+        Ok(std::mem::replace(
+            &mut self.tensors[at].stored,
+            Stored::Owned(Vec::new()),
+        ))
     }
 
     fn place(&self, name: &str) -> Result<usize> {
@@ -247,7 +250,7 @@ impl From<Vec<f32>> for Stored {
     }
 }
 
-/// A table [V, D] of which rows are read one by one: in the numbers it has, and in f32 the rows that were put behind it.
+/// A table [V, D] of which rows are read: in the numbers it has, and in f32 the rows that were put behind it.
 pub(crate) struct Table {
     own_vd: Stored,
     more_nd: Vec<f32>,

@@ -4,8 +4,9 @@
 //! scratch is a checkpoint of one of these families with drawn weights.
 //!
 //! Here is the config. The forward pass and the loss are in `llm/forward.rs`, weights and folders in `llm/model.rs`,
-//! adapters in `llm/lora.rs`. Constrained generation: the titles in `llm/trie.rs`, cached decoding in `llm/decoder.rs`,
-//! scores of next tokens in `llm/head.rs`, both on other devices in `llm/on_device.rs`, beam search in `llm/search.rs`.
+//! adapters in `llm/lora.rs`, what generates in `llm/frozen.rs`. Constrained generation: the titles in `llm/trie.rs`,
+//! cached decoding in `llm/decoder.rs`, scores of next tokens in `llm/head.rs`, both on other devices in
+//! `llm/on_device.rs`, beam search in `llm/search.rs`.
 
 pub mod added;
 mod decoder;
@@ -28,7 +29,7 @@ pub use forward::{Batch, Network, hidden, loss};
 pub use frozen::FrozenLlm;
 pub use head::Normalisation;
 pub use model::{Llm, Parameters, Shape};
-pub use on_device::{DeviceDecoder, Parts, Tensors};
+pub use on_device::DeviceDecoder;
 pub use search::{Found, Generated, SearchOptions, generate, generate_on};
 pub use training::{Base, Prompts, Tuned, TunedConfig, Tuning, Validation};
 pub use trie::TitleTrie;

@@ -3,6 +3,9 @@
 mod checkpoint;
 mod course;
 mod engine;
+mod peers;
+
+pub use peers::{Alone, Peers, Site};
 
 use crate::error::{Error, Result};
 use crate::frozen::Frozen;
@@ -124,6 +127,10 @@ pub struct TrainOptions {
     /// is that of one batch of `batch_size` x `accumulate` samples (dropout and negatives aside, which are drawn batch
     /// by batch) in the memory of a small one. The last step of an epoch takes what is left.
     pub accumulate: usize,
+    /// Parts of every batch, each with a gradient of its own, which are added up in their order; dropout and negatives
+    /// are drawn part by part. [`Peers`] share the replicas, and the result does not depend on how many they are.
+    #[serde(skip_serializing_if = "is_one")]
+    pub replicas: usize,
     /// Stop after this many steps. With `max_epochs` the extent of the training, not its course: see [`train_model`].
     pub max_steps: Option<usize>,
     /// Stop after this many passes over the samples.
@@ -157,6 +164,7 @@ impl Default for TrainOptions {
             warmup_steps: 0,
             batch_size: 256,
             accumulate: 1,
+            replicas: 1,
             max_steps: Some(100_000),
             max_epochs: None,
             eval_every: 1_000,
@@ -167,6 +175,11 @@ impl Default for TrainOptions {
             seed: 0,
         }
     }
+}
+
+/// States of trainings without replicas stay what they were.
+fn is_one(count: &usize) -> bool {
+    *count == 1
 }
 
 /// Where training stores its state, and how often.
@@ -273,18 +286,23 @@ pub struct Trained<M> {
 /// shorter one. On the CPU the result is that of an uninterrupted training, to the bit (the curve's seconds aside). A
 /// damaged state is told to `on_event` and passed over. States are left for the caller to remove.
 ///
+/// A `site` is a device, or a device and [`Peers`]: then every one of them calls this, and all end with the same model.
+/// Where one breaks, the others end with [`Error::Peer`].
+///
 /// # Errors
 /// [`Error::InvalidConfig`] naming the field, [`Error::InvalidData`] for bad samples, [`Error::NotFinite`] with the
-/// step when the loss diverges, [`Error::Interrupted`] when `on_event` breaks, [`Error::Candle`] on a device.
-pub fn train_model<M: Model>(
+/// step when the loss diverges, [`Error::Interrupted`] when `on_event` breaks, [`Error::Candle`] on a device,
+/// [`Error::Peer`] when another peer ends before.
+pub fn train_model<'a, M: Model>(
     config: &M::Config,
     options: &TrainOptions,
-    device: &Device,
+    site: impl Into<Site<'a>>,
     samples: &M::Samples,
     validation: Option<M::Validation<'_>>,
     checkpoint: Option<Checkpoint>,
     on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
 ) -> Result<Trained<M>> {
+    let Site { device, peers } = site.into();
     options.validate()?;
     if options.precision == Precision::Bf16 && device.is_cpu() {
         let reason = "bf16 is for GPUs, and this trains on the CPU, whose kernels are f32: set it to f32";
@@ -293,7 +311,7 @@ pub fn train_model<M: Model>(
     M::check(config, samples, validation)?;
     let model = M::init(config, Key::new(options.seed).child(0).bits(0))?;
     let engine = Engine::new(model, options, device)?;
-    Training::new(config, options, engine, samples, validation, checkpoint).run(on_event)
+    Training::new(config, options, engine, samples, validation, checkpoint, peers).run(on_event)
 }
 
 /// Floating-point operations of the matrix products of so many steps of training, evaluations aside: three times
@@ -319,12 +337,19 @@ impl TrainOptions {
         let counts = [
             ("batch_size", self.batch_size),
             ("accumulate", self.accumulate),
+            ("replicas", self.replicas),
             ("eval_every", self.eval_every),
         ];
         for (field, value) in counts {
             if value == 0 {
                 return Err(Error::config(field, "must be at least 1"));
             }
+        }
+        if self.replicas > self.batch_size {
+            return Err(Error::config(
+                "replicas",
+                "must not be more than the samples of a batch",
+            ));
         }
         if self.max_steps.is_none() && self.max_epochs.is_none() {
             return Err(Error::config("max_steps", "give `max_steps`, `max_epochs` or both"));

@@ -1,6 +1,7 @@
 //! Recommends with a language model: beam search over the titles of the catalogue.
 
 mod catalogue;
+mod generator;
 mod lists;
 
 use std::collections::BTreeMap;
@@ -10,17 +11,19 @@ use arrow::array::AsArray;
 use arrow::datatypes::{DataType, UInt32Type};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, OUT, Operator};
+use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, OUT, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
-use sluice_gpu::llm::{Decoder, Normalisation as GpuNormalisation, SearchOptions, TitleTrie, generate};
+use sluice_gpu::llm::{Normalisation as GpuNormalisation, SearchOptions, TitleTrie};
 
 use crate::language_models::{self, LAYOUT};
 use crate::merge_adapter::{self, bind_base};
 use crate::models::{self, explain};
 use crate::schema::{self, ITEM_ID, TARGET, TITLE, USER_ID};
 use crate::tokenize_prompts::TOKENS;
+use crate::training::{Precision, check_precision};
 use catalogue::Titled;
+use generator::Generator;
 use lists::Lists;
 
 const MODEL: &str = "model";
@@ -28,8 +31,6 @@ const BASE: &str = "base";
 const PROMPTS: &str = "prompts";
 const TITLES: &str = "titles";
 const BEAMS: &str = "beams";
-/// Users per call: progress and interruption come in between. Results do not depend on it.
-const SHARE: usize = 64;
 /// Lengths of lists of titles whose hits are noted.
 const NOTED: [u32; 4] = [1, 5, 10, 20];
 
@@ -49,8 +50,8 @@ const NOTED: [u32; 4] = [1, 5, 10, 20];
 ///
 /// The notes say how often the title of the target was among the first 1, 5, 10 and 20 titles (`title_recall@k`; metrics
 /// of items are those of `score_ranking`), which share of all titles was ever listed (`title_coverage`), and what it
-/// took: `users_per_second`, `tokens_per_second` (of prompts and of what was added to them), `seconds_per_user`, and
-/// `weights_bytes`, the memory of the weights.
+/// took: `users_per_second`, `tokens_per_second` (of prompts and of what was added to them), `seconds_per_user`,
+/// `device`, and `weights_bytes`, the memory of the weights there.
 ///
 /// # Source
 /// "LLM-as-RS" of the scaling study (arXiv 2509.25522): beam search constrained by a trie over all titles; sums of
@@ -58,9 +59,9 @@ const NOTED: [u32; 4] = [1, 5, 10, 20];
 /// `transformers` with `prefix_allowed_tokens_fn` and `early_stopping=False`: the same titles come out.
 ///
 /// # Deviates
-/// `search: exact` scores every title: the reference that a beam approximates. Everything is computed in f32 on the CPU,
-/// whatever the checkpoint has; weights stay in the numbers of the checkpoint, and an adapter stays beside them, in f32.
-/// The end of text is the token that ends the titles; that of the model's config is not looked at.
+/// `search: exact` scores every title: the reference that a beam approximates. Everything is computed in f32, whatever the
+/// checkpoint has, unless `precision` says otherwise; on the CPU weights stay in the numbers of the checkpoint. An adapter
+/// stays beside them. The end of text is the token that ends the titles; that of the model's config is not looked at.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateLlm {
@@ -78,7 +79,9 @@ pub struct GenerateLlm {
     pub normalisation: Normalisation,
     /// Scores are divided by the number of tokens to this power; 0 leaves the sum.
     pub length_penalty: f64,
-    /// `cpu` or `auto`, which is the CPU too: there is no generation on a GPU yet.
+    /// What products are computed in, and weights, keys and values kept in: `bf16` wants a GPU. Logits are f32.
+    pub precision: Precision,
+    /// `cpu`, `cuda`, `cuda:1` or `auto`.
     #[schemars(extend("x-resource" = true))]
     pub device: String,
 }
@@ -113,6 +116,7 @@ impl Default for GenerateLlm {
             k: None,
             normalisation: Normalisation::Vocabulary,
             length_penalty: 0.0,
+            precision: Precision::F32,
             device: "auto".to_string(),
         }
     }
@@ -134,6 +138,14 @@ impl Operator for GenerateLlm {
         ),
     ];
 
+    fn determinism(&self) -> Determinism {
+        let tolerance = match self.precision {
+            Precision::F32 => models::FORWARD_TOLERANCE,
+            Precision::Bf16 => models::ROUNDED_TOLERANCE,
+        };
+        models::determinism(&self.device, tolerance)
+    }
+
     fn bind(&self, binding: &Binding) -> Bound {
         models::require_model(binding, MODEL, LAYOUT, "train_llm");
         models::check_device(binding, &self.device);
@@ -152,10 +164,7 @@ impl Operator for GenerateLlm {
         if !self.length_penalty.is_finite() {
             binding.bad_value("length_penalty", "\"length_penalty\" must be a number");
         }
-        if !matches!(self.device.as_str(), "cpu" | "auto") {
-            let message = format!("language models generate on the CPU only, not on \"{}\"", self.device);
-            binding.problem("device", Error::user("bad-value", message).hint("device: cpu"));
-        }
+        check_precision(binding, self.precision, &self.device);
         if !binding.has(MODEL) && !binding.has(BASE) && self.base.is_none() {
             let error = Error::user("missing-key", "there is neither an input \"model\" nor a \"base\"");
             let hint = "connect \"model\" to a stage of train_llm, or name a checkpoint by \"base\"";
@@ -173,9 +182,11 @@ impl Operator for GenerateLlm {
         let prompts = Prompts::read(inputs.table(PROMPTS)?)?;
         let port = if inputs.has(MODEL) { MODEL } else { BASE };
         let model = merge_adapter::read(context, &inputs, port, self.base.as_deref())?;
-        let decoder = Decoder::new(model, self.normalisation.into()).map_err(explain)?;
-        context.note("weights_bytes", decoder.bytes());
-        check_tokens(&decoder, &titled, &prompts)?;
+        let device = models::device(context, &self.device)?;
+        let generator = Generator::new(model, self.normalisation.into(), self.precision.into(), &device)?;
+        context.note("device", generator.device());
+        context.note("weights_bytes", generator.bytes());
+        check_tokens(&generator, &titled, &prompts)?;
         let options = SearchOptions {
             width: match self.search {
                 Search::Beam => self.width as usize,
@@ -187,12 +198,12 @@ impl Operator for GenerateLlm {
         let mut hits = [0u64; NOTED.len()];
         let (start, total) = (Instant::now(), prompts.users.len());
         let mut tokens = 0;
-        for first in (0..total).step_by(SHARE) {
+        for first in (0..total).step_by(generator.share()) {
             context.check_cancelled()?;
-            let rows = first..total.min(first + SHARE);
+            let rows = first..total.min(first + generator.share());
             let share: Vec<&[u32]> = prompts.tokens[rows.clone()].iter().map(Vec::as_slice).collect();
-            let generated = generate(&decoder, &titled.trie, &share, &options).map_err(|error| {
-                let fails = |prompt: &&[u32]| generate(&decoder, &titled.trie, &[*prompt], &options).is_err();
+            let generated = generator.generate(&titled.trie, &share, &options).map_err(|error| {
+                let fails = |prompt: &&[u32]| generator.generate(&titled.trie, &[*prompt], &options).is_err();
                 match share.iter().position(fails) {
                     Some(at) => {
                         let detail = format!("after the prompt of user \"{}\"", prompts.users[first + at]);
@@ -280,8 +291,9 @@ impl Prompts {
 }
 
 /// Checks that the model knows all tokens and has room for every prompt with every title behind it.
-fn check_tokens(decoder: &Decoder, titled: &Titled, prompts: &Prompts) -> Result<()> {
-    let (vocabulary, positions) = (decoder.config().vocabulary(), decoder.config().max_positions());
+fn check_tokens(generator: &Generator, titled: &Titled, prompts: &Prompts) -> Result<()> {
+    let config = generator.config();
+    let (vocabulary, positions) = (config.vocabulary(), config.max_positions());
     let unknown = |what: String, token: u32| {
         let message = format!("{what} has token {token}, the vocabulary of the model ends at {vocabulary}");
         let hint = "tokenize_prompts wants the model's own tokenizer; a model from scratch needs the port \"titles\" \
@@ -297,7 +309,7 @@ fn check_tokens(decoder: &Decoder, titled: &Titled, prompts: &Prompts) -> Result
     // The end of text is never read.
     let longest = trie.longest() - 1;
     for (user, tokens) in prompts.users.iter().zip(&prompts.tokens) {
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= decoder.readable()) {
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= generator.readable()) {
             return unknown(format!("the prompt of user \"{user}\""), *token);
         }
         if tokens.len() + longest > positions {

@@ -11,7 +11,6 @@ use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes
 use sluice_engine::table::{Shape, Tables};
 use sluice_engine::{Error, Result};
 use sluice_gpu::beam::{BeamOptions, Hypothesis, Normalisation as GpuNormalisation, beam_search, beam_search_on};
-use sluice_gpu::ops::Stock;
 use sluice_gpu::tiger::{Inputs, Tiger};
 
 use crate::models::{self, SemanticIds, encode_histories, explain, user_number};
@@ -205,11 +204,7 @@ impl Operator for GenerateTiger {
                 Normalisation::Children => GpuNormalisation::Children,
             },
         };
-        let device = models::device(context, &self.device)?;
-        let mut stock = match device {
-            candle_core::Device::Cpu => None,
-            device => Some(Stock::new(model.weights(), &device).map_err(explain)?),
-        };
+        let mut stock = models::stock(model.weights(), &models::device(context, &self.device)?)?;
         let numbers: Vec<u64> = coded.users.iter().map(|user| user_number(user)).collect();
         let with_users = model.config().user_buckets > 0;
         let mut lists = Lists::default();

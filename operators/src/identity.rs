@@ -1,5 +1,5 @@
-//! What makes two configs different: every field of every operator moves the key, but for those marked as resources, and
-//! late ones at their default.
+//! What makes two configs different: every field of every operator moves the key, but for those marked as resources,
+//! and late ones at their default.
 
 use std::collections::BTreeSet;
 
@@ -200,6 +200,20 @@ fn resources_extents_and_late_fields_are_those_that_were_agreed() {
     assert_eq!(resources, RESOURCES);
     assert_eq!(extents, EXTENTS);
     assert_eq!(late, LATE);
+}
+
+/// What was made before there was the field keeps its key.
+#[test]
+fn late_fields_are_not_in_the_key_at_their_default() {
+    let registry = crate::registry();
+    for name in LATE {
+        let (operator, field) = name.split_once('.').unwrap();
+        let entry = registry.get(operator).unwrap();
+        let config = entry.make(full_config(entry)).unwrap().config();
+        let field = entry.fields.iter().find(|known| known.name == field).unwrap();
+        assert!(!field.is_keyed(&config[&field.name]), "{name}");
+        assert!(field.is_keyed(&Value::Null), "{name}");
+    }
 }
 
 /// Only top-level marks count, so one inside a struct would be a field that someone believes to be out of the key.

@@ -241,7 +241,7 @@ pub fn read(folder: &Path, base: impl FnOnce(&str) -> Result<FrozenLlm>) -> Resu
     if !lora::is_adapter(folder) {
         return match Added::is_in(folder) {
             false => FrozenLlm::open(folder).map_err(bad),
-            // An adapter on it knows the digest of tables that have these words. All of it is in f32: it was trained whole.
+            // An adapter on it knows the digest of tables with these words. It was trained whole: all of it is in f32.
             true => load_whole(folder).map(FrozenLlm::from),
         };
     }

@@ -7,9 +7,12 @@ use arrow::array::{Array, AsArray};
 use sluice_engine::operator::{Binding, Context, Determinism};
 use sluice_engine::table::{Shape, Table};
 use sluice_engine::{Error, Result};
+use sluice_gpu::frozen::Frozen;
+use sluice_gpu::ops::Stock;
 use sluice_gpu::samples::Ragged;
 use sluice_gpu::tiger::ItemVectors;
 use sluice_gpu::trie::Trie;
+use sluice_gpu::weights::Weights;
 
 use crate::schema::{self, CODEBOOK_SIZES, ITEM_ID, SEMANTIC_ID, SEQUENCE, USER_ID};
 
@@ -18,6 +21,9 @@ pub const FORWARD_TOLERANCE: f64 = 1e-4;
 
 /// The same for weights after many steps, each of which amplifies the differences of those before.
 pub const TRAINING_TOLERANCE: f64 = 1e-2;
+
+/// The same for scores of a forward pass whose products are bf16: of each of them eight bits are kept.
+pub const ROUNDED_TOLERANCE: f64 = 5e-2;
 
 /// A catalogue of semantic ids: items in table order, their codes, the size of every level, the trie.
 pub struct SemanticIds {
@@ -200,6 +206,17 @@ pub fn device(context: &Context, name: &str) -> Result<candle_core::Device> {
     sluice_gpu::device::device(given.as_deref().unwrap_or(name)).map_err(explain)
 }
 
+/// Weights that are only read on a GPU; none for the CPU, whose kernels read them where they are.
+pub fn stock(weights: &Weights, device: &candle_core::Device) -> Result<Option<Stock>> {
+    if device.is_cpu() {
+        return Ok(None);
+    }
+    let frozen = Frozen::from(weights.clone());
+    // As frozen weights they take no gradient, for which whatever is computed would have to be kept.
+    let stock = Stock::new(&Weights::default(), device).and_then(|stock| stock.with_frozen(Some(&frozen)));
+    stock.map(Some).map_err(explain)
+}
+
 /// How far two results of a model agree. On the CPU every sum has a fixed order; on another device sums run in the
 /// order in which threads come, and results are only close. Near ties may then be ranked either way.
 pub fn determinism(device: &str, tolerance: f64) -> Determinism {
@@ -222,6 +239,7 @@ pub fn explain(error: sluice_gpu::error::Error) -> Error {
         Gpu::NotFinite { .. } => Error::data("diverged", message).hint("lower learning_rate, or set clip_norm"),
         Gpu::Io { path, source } => Error::io("use", &path, &source),
         Gpu::Device { .. } => Error::device("no-device", message).hint("device: cpu works everywhere"),
+        Gpu::Peer(_) => Error::device("lost-peer", message),
         Gpu::Interrupted => Error::interrupted(),
         Gpu::Candle(_) => Error::device("device", message),
     }

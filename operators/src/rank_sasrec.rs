@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes, OUT, Operator};
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
-use sluice_gpu::ops::{Stock, Workspace};
+use sluice_gpu::ops::Workspace;
 use sluice_gpu::ranking::rank;
 use sluice_gpu::sasrec::{Sasrec, queries};
 
@@ -117,11 +117,7 @@ impl Operator for RankSasrec {
         rows.iter()
             .zip(0..)
             .for_each(|(row, number)| numbers[*row as usize] = Some(number));
-        let device = models::device(context, &self.device)?;
-        let mut stock = match device.is_cpu() {
-            true => None,
-            false => Some(Stock::new(model.weights(), &device).map_err(explain)?),
-        };
+        let mut stock = models::stock(model.weights(), &models::device(context, &self.device)?)?;
         let mut workspace = Workspace::default();
         let (mut batches, total) = (Vec::new(), users.len());
         for start in (0..total).step_by(SHARE) {

@@ -19,7 +19,7 @@ use sluice_gpu::llm::lora::Lora as GpuLora;
 use sluice_gpu::llm::memory::{Memory, estimate};
 use sluice_gpu::llm::{Base, LlmConfig, Prompts, Shape as GpuShape, Tuned, TunedConfig, Tuning, Validation};
 use sluice_gpu::optim::AdamConfig;
-use sluice_gpu::train::{Model, TrainOptions, train_model, training_flops};
+use sluice_gpu::train::{Model, Site, TrainOptions, train_model, training_flops};
 
 use crate::language_models::{
     LAYOUT, answered_prompts, bind_checkpoint, first_new_token, open_checkpoint, require_evaluation, require_tokens,
@@ -31,7 +31,7 @@ use crate::schema::{ITEM_ID, USER_ID};
 use crate::tokenize_prompts::LOSS_FROM;
 use crate::tokenize_prompts::titles::SOFT_TOKEN;
 use crate::training::{
-    Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
+    Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
 };
 
 const PROMPTS: &str = "prompts";
@@ -98,6 +98,11 @@ pub struct TrainLlm {
     /// Batches of a step: their gradients are added, so `batch_size` x `accumulate` prompts make a step in the memory
     /// of one batch.
     pub accumulate: u32,
+    /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
+    /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout is
+    /// drawn part by part, so another number of parts is another training.
+    #[schemars(extend("x-late" = true))]
+    pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
     #[schemars(extend("x-extent" = true))]
     pub max_steps: u32,
@@ -208,6 +213,7 @@ impl Default for TrainLlm {
             clip_norm: Some(1.0),
             batch_size: 16,
             accumulate: 1,
+            replicas: 1,
             max_steps: 100_000,
             max_epochs: None,
             eval_every: 500,
@@ -341,6 +347,7 @@ impl Operator for TrainLlm {
         }
         check_precision(binding, self.precision, &self.device);
         Bound::whole()
+            .peers(self.replicas as usize)
             .output(MODEL, shape())
             .output(CURVE, Shape::table(curve_fields(METRICS)))
             .files(files)
@@ -370,16 +377,24 @@ impl Operator for TrainLlm {
         };
         check_memory(context, &needed, self.activation_checkpointing)?;
         let mut watch = Watch::of_loss(context, "valid loss");
+        let device = models::device(context, &self.device)?;
         let trained = train_model::<Tuned>(
             &config,
             &options,
-            &models::device(context, &self.device)?,
+            Site {
+                device: &device,
+                peers: &Shared(context),
+            },
             &samples,
             validation,
             checkpoint(context),
             &mut |event| watch.hear(event),
         )
         .map_err(diverged)?;
+        if context.peers.rank() > 0 {
+            // The first peer has the same model.
+            return Ok(Tables::new());
+        }
         let steps = trained.curve.last().map_or(0, |point| point.step);
         context.note(
             "training_flops",
@@ -558,6 +573,7 @@ impl TrainLlm {
             warmup_steps: self.warmup_steps as usize,
             batch_size: self.batch_size as usize,
             accumulate: self.accumulate as usize,
+            replicas: self.replicas as usize,
             max_steps: Some(self.max_steps as usize),
             max_epochs: self.max_epochs.map(|epochs| epochs as usize),
             eval_every: self.eval_every as usize,

@@ -12,7 +12,7 @@ use sluice_engine::{Error, Result};
 use sluice_gpu::optim::AdamConfig;
 use sluice_gpu::samples::Ragged;
 use sluice_gpu::sasrec::{Loss as GpuLoss, Sasrec, SasrecConfig, Select as GpuSelect, Sequences, Validation};
-use sluice_gpu::train::{TrainOptions, TrainingSet, train_model, training_flops};
+use sluice_gpu::train::{Site, TrainOptions, TrainingSet, train_model, training_flops};
 
 use crate::baseline::Rows;
 use crate::catalogue::Catalogue;
@@ -22,8 +22,8 @@ use crate::protocol;
 use crate::schema::{self, ITEM_ID, TARGET};
 use crate::sequences;
 use crate::training::{
-    Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, note_best,
-    note_no_valid_users,
+    Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
+    note_best, note_no_valid_users,
 };
 
 const TRAIN: &str = "train";
@@ -88,6 +88,11 @@ pub struct TrainSasrec {
     /// Batches of a step: their gradients are added, so `batch_size` x `accumulate` sequences make a step in the memory
     /// of one batch.
     pub accumulate: u32,
+    /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
+    /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout and
+    /// negatives are drawn part by part, so another number of parts is another training.
+    #[schemars(extend("x-late" = true))]
+    pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
     #[schemars(extend("x-extent" = true))]
     pub max_steps: u32,
@@ -152,6 +157,7 @@ impl Default for TrainSasrec {
             clip_norm: None,
             batch_size: 128,
             accumulate: 1,
+            replicas: 1,
             max_steps: 100_000,
             max_epochs: None,
             eval_every: 500,
@@ -199,6 +205,7 @@ impl Operator for TrainSasrec {
         models::check_device(binding, &self.device);
         check_precision(binding, self.precision, &self.device);
         Bound::whole()
+            .peers(self.replicas as usize)
             .output(MODEL, Shape::Folder("sasrec".into()))
             .output(CURVE, Shape::table(curve_fields(METRICS)))
             .output(EMBEDDINGS, Shape::table(schema::embeddings(self.d_model as usize)))
@@ -243,16 +250,24 @@ impl Operator for TrainSasrec {
                 Select::Recall5 => "valid recall@5",
             },
         );
+        let device = models::device(context, &self.device)?;
         let trained = train_model::<Sasrec>(
             &config,
             &options,
-            &models::device(context, &self.device)?,
+            Site {
+                device: &device,
+                peers: &Shared(context),
+            },
             &samples,
             validation,
             checkpoint(context),
             &mut |event| watch.hear(event),
         )
         .map_err(explain)?;
+        if context.peers.rank() > 0 {
+            // The first peer has the same model.
+            return Ok(Tables::new());
+        }
         let steps = trained.curve.last().map_or(0, |point| point.step);
         let flops = training_flops::<Sasrec>(&config, &options, &samples, steps);
         context.note("training_flops", flops);
@@ -322,6 +337,7 @@ impl TrainSasrec {
             warmup_steps: self.warmup_steps as usize,
             batch_size: self.batch_size as usize,
             accumulate: self.accumulate as usize,
+            replicas: self.replicas as usize,
             max_steps: Some(self.max_steps as usize),
             max_epochs: self.max_epochs.map(|epochs| epochs as usize),
             eval_every: self.eval_every as usize,

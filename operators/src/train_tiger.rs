@@ -13,15 +13,15 @@ use sluice_gpu::optim::AdamConfig;
 use sluice_gpu::samples::{Ragged, Samples};
 use sluice_gpu::tiger::{FeedForward as GpuFeedForward, OutputHeads as GpuOutputHeads};
 use sluice_gpu::tiger::{ItemVectors, Tiger, TigerConfig, Validation};
-use sluice_gpu::train::{TrainOptions, train_model, training_flops};
+use sluice_gpu::train::{Site, TrainOptions, train_model, training_flops};
 
 use crate::models::{self, SemanticIds, encode_histories, explain, user_number};
 use crate::protocol;
 use crate::quantizers::require_embeddings;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
 use crate::training::{
-    Precision, Schedule, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, note_best,
-    note_no_valid_users,
+    Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
+    note_best, note_no_valid_users,
 };
 
 const SEQUENCES: &str = "sequences";
@@ -95,6 +95,11 @@ pub struct TrainTiger {
     /// Batches of a step: their gradients are added, so `batch_size` x `accumulate` samples make a step in the memory
     /// of one batch.
     pub accumulate: u32,
+    /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
+    /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout is
+    /// drawn part by part, so another number of parts is another training.
+    #[schemars(extend("x-late" = true))]
+    pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
     #[schemars(extend("x-extent" = true))]
     pub max_steps: u32,
@@ -160,6 +165,7 @@ impl Default for TrainTiger {
             clip_norm: None,
             batch_size: 256,
             accumulate: 1,
+            replicas: 1,
             max_steps: 100_000,
             max_epochs: None,
             eval_every: 1000,
@@ -250,6 +256,7 @@ impl Operator for TrainTiger {
             binding.bad_value("beam_width", "valid Recall@5 wants a beam of 5 or more");
         }
         Bound::whole()
+            .peers(self.replicas as usize)
             .output(MODEL, Shape::Folder("tiger".into()))
             .output(CURVE, Shape::table(curve_fields(METRICS)))
             .fact(protocol::HISTORY, protocol::history(self.max_items))
@@ -302,13 +309,20 @@ impl Operator for TrainTiger {
         let trained = train_model::<Tiger>(
             &config,
             &options,
-            &device,
+            Site {
+                device: &device,
+                peers: &Shared(context),
+            },
             &samples,
             validation,
             checkpoint(context),
             &mut |event| watch.hear(event),
         )
         .map_err(explain)?;
+        if context.peers.rank() > 0 {
+            // The first peer has the same model.
+            return Ok(Tables::new());
+        }
         let steps = trained.curve.last().map_or(0, |point| point.step);
         let flops = training_flops::<Tiger>(&config, &options, &samples, steps);
         context.note("training_flops", flops);
@@ -375,6 +389,7 @@ impl TrainTiger {
             warmup_steps: self.warmup_steps as usize,
             batch_size: self.batch_size as usize,
             accumulate: self.accumulate as usize,
+            replicas: self.replicas as usize,
             max_steps: Some(self.max_steps as usize),
             max_epochs: self.max_epochs.map(|epochs| epochs as usize),
             eval_every: self.eval_every as usize,

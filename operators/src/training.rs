@@ -9,9 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Context, Notes};
 use sluice_engine::table::Table;
-use sluice_engine::{Error, Result};
+use sluice_engine::{Error, Kind, Result};
 use sluice_gpu::error::Error as GpuError;
-use sluice_gpu::train::{Checkpoint, CurvePoint, TrainEvent};
+use sluice_gpu::train::{Checkpoint, CurvePoint, Peers, TrainEvent};
 
 use crate::models::{self, explain};
 use crate::schema;
@@ -99,6 +99,26 @@ pub fn checkpoint(context: &Context) -> Option<Checkpoint<'_>> {
         folder: &checkpoint.folder,
         every: checkpoint.every,
     })
+}
+
+/// The calls that share the steps of this stage's training.
+pub struct Shared<'a>(pub &'a Context);
+
+impl Peers for Shared<'_> {
+    fn rank(&self) -> usize {
+        self.0.peers.rank()
+    }
+
+    fn count(&self) -> usize {
+        self.0.peers.count()
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> sluice_gpu::error::Result<Vec<Vec<u8>>> {
+        self.0.peers.exchange(parts).map_err(|error| match error.kind {
+            Kind::Interrupted => GpuError::Interrupted,
+            _ => GpuError::Peer(error.message),
+        })
+    }
 }
 
 /// Tells the run how a training goes, notes what it went on from, and stops it when the run is asked to stop.

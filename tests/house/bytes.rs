@@ -31,12 +31,28 @@ fn workers_and_processes_change_no_byte() {
     one.succeed(&arguments(&["--workers", "1"]));
     two.succeed(&arguments(&["--workers", "2"]));
     same(&one, &two);
-    run_as_two_processes(&cluster);
+    run_as_two_processes(&cluster, &[]);
     same(&one, &cluster);
     assert_eq!(cluster.unfinished(), Vec::<std::path::PathBuf>::new());
 }
 
-fn run_as_two_processes(cluster: &Sluice) {
+/// A training whose steps two processes share, half and half or unevenly.
+#[test]
+fn processes_that_share_a_training_change_no_byte() {
+    for replicas in [2, 3] {
+        let (one, cluster) = (quickstart(), quickstart());
+        let set = format!("--set=tiger.replicas={replicas}");
+        one.succeed(&arguments(&["--workers", "1", &set]));
+        run_as_two_processes(&cluster, &[&set]);
+        same(&one, &cluster);
+        assert_eq!(cluster.unfinished(), Vec::<std::path::PathBuf>::new());
+        for sluice in [&one, &cluster] {
+            assert_eq!(sluice.record("tiger")["preimage"]["config"]["replicas"], replicas);
+        }
+    }
+}
+
+fn run_as_two_processes(cluster: &Sluice, more: &[&str]) {
     // Ports that were free a moment ago.
     let sockets = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     let hosts = sockets
@@ -45,15 +61,9 @@ fn run_as_two_processes(cluster: &Sluice) {
     drop(sockets);
     cluster.write("hosts", format!("# a comment\n{}\n", hosts.join("\n")));
     let mut processes = ["1", "0"].map(|process| {
+        let own = ["--workers", "1", "--hosts", "hosts", "--process", process];
         cluster
-            .command(&arguments(&[
-                "--workers",
-                "1",
-                "--hosts",
-                "hosts",
-                "--process",
-                process,
-            ]))
+            .command(&arguments(&[&own[..], more].concat()))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -57,6 +57,8 @@ pub fn estimate(tuned: &TunedConfig, options: &TrainOptions, samples: &Prompts) 
     let trained = tuned.trained_parameters();
     // A state has the weights and the moments, and is put together a tensor at a time.
     let state = 3 * trained + sizes(tuned).max().unwrap_or(0);
+    // The sum over replicas, and about as much on its way between peers.
+    let sums = if options.replicas > 1 { 2 * trained } else { 0 };
     let frozen = match (&tuned.tuning, &tuned.base) {
         (Tuning::Full, _) => 0,
         (Tuning::Lora(_), Base::Given(base, _)) => base.bytes(),
@@ -64,7 +66,7 @@ pub fn estimate(tuned: &TunedConfig, options: &TrainOptions, samples: &Prompts) 
     };
     Memory {
         weights: F32 * trained + frozen,
-        training: F32 * (3 * trained + state),
+        training: F32 * (3 * trained + sums + state),
         batch: F32 * activations(tuned, tokens, scored),
     }
 }

@@ -90,7 +90,7 @@ fn generate_with<R: Reader>(
         tokens: 0,
     };
     let exact = options.width >= trie.len();
-    let room = reader.room();
+    let (room, more) = (reader.room(), added(trie, options.width));
     let passes = match exact {
         true => passes(trie, room.tokens),
         false => std::iter::once(0..trie.len() as u32).collect(),
@@ -99,7 +99,7 @@ fn generate_with<R: Reader>(
     while start < prompts.len() {
         let users = match exact {
             true => 1,
-            false => room.group(&prompts[start..], options.width * trie.longest()),
+            false => room.group(&prompts[start..], more),
         };
         let prompts = &prompts[start..start + users];
         let (mut reading, states) = reader.read(prompts, trie.longest())?;
@@ -148,6 +148,16 @@ fn check<R: Reader>(reader: &R, trie: &TitleTrie, prompts: &[&[u32]], options: &
         }
     }
     Ok(())
+}
+
+/// Tokens that the beams of a user add at most: of every length as many as are kept, or as there are prefixes.
+fn added(trie: &TitleTrie, width: usize) -> usize {
+    let (mut nodes, mut tokens): (Range<u32>, usize) = (0..1, 0);
+    while !nodes.is_empty() {
+        nodes = trie.children(nodes.start).start..trie.children(nodes.end - 1).end;
+        tokens += nodes.len().min(width);
+    }
+    tokens
 }
 
 /// All titles, cut into ranges that have at most so many tokens; a single title may have more.

@@ -39,7 +39,7 @@ pub(crate) struct Block {
     down: Linear,
 }
 
-/// Maps of the same rows, side by side in the output: `y = x Wᵀ + b`, and what adapters add to it. The bias may be empty.
+/// Maps of the same rows, side by side in the output: `y = x Wᵀ + b`, and what adapters add. The bias may be empty.
 struct Linear {
     maps: Vec<(Part, Packed)>,
     bias_o: Vec<f32>,

@@ -109,6 +109,17 @@ impl<'a> States<'a> {
         Ok(None)
     }
 
+    /// The file of the state stored or read last; empty if there is none.
+    pub(super) fn last(&self) -> String {
+        self.last.map_or_else(String::new, |(kind, step, _)| name(kind, step))
+    }
+
+    /// The state in this file, from which another peer goes on.
+    pub(super) fn follow<M: Model>(&self, file: &str, config: &M::Config) -> Result<(Run<M>, Weights, Optimizer)> {
+        let path = self.checkpoint.folder.join(file);
+        read::<M>(&path, &self.identity, config).map_err(|reason| Error::Format { path, reason })
+    }
+
     /// Stores a state unless it is there already. Trouble is told, and training goes on.
     pub(super) fn save<M: Model>(
         &mut self,
@@ -130,10 +141,7 @@ impl<'a> States<'a> {
         let bytes = serialize(run, engine, &self.identity)?;
         // Trouble is told once a period, not at every step.
         self.since = Instant::now();
-        let path = self.checkpoint.folder.join(match kind {
-            Kind::Periodic => format!("step-{step}.state"),
-            Kind::Final => format!("final-{step}.state"),
-        });
+        let path = self.checkpoint.folder.join(name(kind, step));
         if let Err(error) = write(self.checkpoint.folder, &path, &bytes) {
             return failed(on_event, &path, &error.to_string());
         }
@@ -167,6 +175,14 @@ impl<'a> States<'a> {
             .flatten()
             .map(|entry| entry.path())
             .collect()
+    }
+}
+
+/// The name of a state by its kind and steps.
+fn name(kind: Kind, step: usize) -> String {
+    match kind {
+        Kind::Periodic => format!("step-{step}.state"),
+        Kind::Final => format!("final-{step}.state"),
     }
 }
 

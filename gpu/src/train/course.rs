@@ -1,6 +1,7 @@
 //! The course of a training: steps, evaluations and states in their order, whatever point it starts from.
 
 use super::checkpoint::{Kind, States};
+use super::peers::Team;
 use super::*;
 
 /// A training under way.
@@ -10,6 +11,7 @@ pub(super) struct Training<'a, 'v, M: Model> {
     samples: &'a M::Samples,
     validation: Option<M::Validation<'v>>,
     engine: Engine<M>,
+    team: Team<'a>,
     states: Option<States<'a>>,
     run: Run<M>,
     total: usize,
@@ -25,6 +27,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         samples: &'a M::Samples,
         validation: Option<M::Validation<'v>>,
         checkpoint: Option<Checkpoint<'a>>,
+        peers: &'a dyn Peers,
     ) -> Self {
         let total = options.total_steps(samples.count());
         let states = checkpoint.map(|checkpoint| {
@@ -37,6 +40,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
             samples,
             validation,
             engine,
+            team: Team::new(peers, options.replicas),
             states,
             run: Run::default(),
             total,
@@ -44,12 +48,12 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         }
     }
 
-    /// Trains to the end. A break stores the state first.
+    /// Trains to the end. A break, of a peer too, stores the state first.
     pub(super) fn run(mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Trained<M>> {
         let stopped = match self.go(on_event) {
-            Err(Error::Interrupted) => {
+            Err(error @ (Error::Interrupted | Error::Peer(_))) => {
                 let _ = self.keep(Kind::Periodic, on_event);
-                return Err(Error::Interrupted);
+                return Err(error);
             }
             other => other?,
         };
@@ -58,14 +62,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     }
 
     fn go(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Stopped> {
-        if let Some(states) = &mut self.states
-            && let Some((run, weights, optimizer)) = states.load(self.config, self.total, on_event)?
-        {
-            self.engine.restore(weights, optimizer)?;
-            self.run = run;
-            let step = self.run.step;
-            tell(on_event, TrainEvent::Resumed { step })?;
-        }
+        self.go_on(on_event)?;
         loop {
             if self.owes_evaluation() {
                 if self.is_extra(self.run.step) {
@@ -85,6 +82,28 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
             self.step(on_event)?;
             self.keep_if_due(on_event)?;
         }
+    }
+
+    /// Goes on from a stored state, if there is one. The first peer chooses it, so that all have the same.
+    fn go_on(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+        let Some(states) = &mut self.states else {
+            return Ok(());
+        };
+        let mut found = match self.team.is_first() {
+            true => states.load::<M>(self.config, self.total, on_event)?,
+            false => None,
+        };
+        let chosen = self.team.hear_first(&states.last())?;
+        if !self.team.is_first() && !chosen.is_empty() {
+            found = Some(states.follow::<M>(&chosen, self.config)?);
+        }
+        let Some((run, weights, optimizer)) = found else {
+            return Ok(());
+        };
+        self.engine.restore(weights, optimizer)?;
+        self.run = run;
+        let step = self.run.step;
+        tell(on_event, TrainEvent::Resumed { step })
     }
 
     fn step(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
@@ -107,7 +126,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         let batches = rows.unwrap_or_default().iter().enumerate();
         let batches: Vec<(&[u32], Key)> = batches.map(|(i, rows)| (&rows[..], noise(i))).collect();
         let (lr, clip_norm) = (self.learning_rate(step), self.options.clip_norm);
-        let loss = self.engine.step(self.samples, &batches, lr, clip_norm)?;
+        let loss = self.engine.step(self.samples, &batches, self.team, lr, clip_norm)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step, loss });
         }
@@ -128,7 +147,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     fn evaluate(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
         let key = Key::new(self.options.seed).child(3);
         let metrics = match self.validation {
-            Some(validation) => Some(self.engine.evaluate(validation, key, on_event)?),
+            Some(validation) => Some(self.measure(validation, key, on_event)?),
             None => None,
         };
         let (epoch, lr) = (self.epoch(self.run.step), self.learning_rate(self.run.step));
@@ -137,6 +156,24 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
             Some(point) => tell(on_event, TrainEvent::Evaluated { point, best }),
             None => Ok(()),
         }
+    }
+
+    /// The two metrics of the validation. The first peer evaluates; it tells the others, so that all decide alike.
+    fn measure(
+        &mut self,
+        validation: M::Validation<'v>,
+        key: Key,
+        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<(f64, f64)> {
+        if self.team.is_alone() {
+            return self.engine.evaluate(validation, key, on_event);
+        }
+        let digest = self.engine.digest()?;
+        let measured = match self.team.is_first() {
+            true => Some(self.engine.evaluate(validation, key, on_event)?),
+            false => None,
+        };
+        self.team.agree(&digest, measured)
     }
 
     fn owes_evaluation(&self) -> bool {
@@ -157,11 +194,13 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         Ok(())
     }
 
-    /// Stores the state, unless it has seen an evaluation that a longer training would not make.
+    /// Stores the state, unless it has seen an evaluation that a longer training would not make. One peer does.
     fn keep(&mut self, kind: Kind, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
         let extra = self.is_extra(self.run.step) && self.run.is_evaluated();
         match &mut self.states {
-            Some(states) if self.run.step > 0 && !extra => states.save(kind, &self.run, &self.engine, on_event),
+            Some(states) if self.run.step > 0 && !extra && self.team.is_first() => {
+                states.save(kind, &self.run, &self.engine, on_event)
+            }
             _ => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! Training learns, repeats itself, and says what is wrong.
 
+use super::peers::Team;
 use super::*;
 use crate::beam::Hypothesis;
 use crate::samples::{Ragged, Samples};
@@ -46,6 +47,11 @@ pub(super) fn options() -> TrainOptions {
         warmup_steps: 5,
         ..TrainOptions::default()
     }
+}
+
+/// Nobody to share steps with.
+fn nobody() -> Team<'static> {
+    Team::new(&Alone, 1)
 }
 
 pub(super) fn go_on(_: TrainEvent) -> ControlFlow<()> {
@@ -155,7 +161,10 @@ fn engines_train_alike() {
         let rows: Vec<u32> = (0..33).map(|i| (i * step) % 200).collect();
         let key = Key::new(step.into());
         let batches = [(&rows[..20], key.child(0)), (&rows[20..], key.child(1))];
-        let mut losses = [&mut fast, &mut slow].map(|engine| engine.step(&samples, &batches, 1e-2, Some(1.0)).unwrap());
+        let mut losses = [&mut fast, &mut slow].map(|engine| {
+            let loss = engine.step(&samples, &batches, nobody(), 1e-2, Some(1.0));
+            loss.unwrap()
+        });
         losses.sort_by(f32::total_cmp);
         assert!(losses[1] / losses[0] < 1.0 + 1e-4, "{losses:?}");
     }
@@ -165,7 +174,7 @@ fn engines_train_alike() {
 fn gradients<M: Model>(config: &M::Config, samples: &M::Samples, batches: &[&[u32]]) -> (f32, Vec<Vec<f32>>) {
     let mut engine = Engine::new(M::init(config, 1).unwrap(), &options(), &Device::Cpu).unwrap();
     let batches: Vec<(&[u32], Key)> = batches.iter().map(|rows| (*rows, Key::new(3))).collect();
-    let loss = engine.step(samples, &batches, 1e-2, None).unwrap();
+    let loss = engine.step(samples, &batches, nobody(), 1e-2, None).unwrap();
     match engine {
         Engine::Fast { workspace, .. } => (loss, workspace.gradients().to_vec()),
         Engine::Stock { .. } => unreachable!("the CPU has kernels"),
@@ -268,7 +277,9 @@ fn stock_gradients<M: Model>(config: &M::Config, samples: &M::Samples, precision
     let numbers = |g: Option<candle_core::Tensor>| g.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let gradients = gradients.map(numbers).collect();
     assert_eq!(
-        engine.step(samples, &[(&rows, key)], 1e-2, Some(1.0)).unwrap(),
+        engine
+            .step(samples, &[(&rows, key)], nobody(), 1e-2, Some(1.0))
+            .unwrap(),
         stock_value(&loss)
     );
     let Engine::Stock { stock, .. } = &engine else {

@@ -379,10 +379,12 @@ fn mistakes_are_named_before_anything_runs() {
         change(&mut config);
         root.run(&config, USERS, CATALOGUE).unwrap_err()
     };
-    let refused = error(|c| c.device = "cuda:1".into());
+    let refused = error(|c| c.device = "gpu".into());
+    assert_eq!(refused.message, "no device is called \"gpu\"");
+    let refused = error(|c| c.precision = Precision::Bf16);
     assert_eq!(
         refused.message,
-        "language models generate on the CPU only, not on \"cuda:1\""
+        "bf16 is for GPUs; on the CPU products are computed in f32"
     );
     assert_eq!(error(|c| c.width = 0).message, "a beam has at least one title");
     assert_eq!(error(|c| c.k = Some(0)).message, "k must be positive");

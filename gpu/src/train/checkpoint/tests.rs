@@ -400,6 +400,7 @@ fn the_stock_engine_goes_on(precision: Precision) {
             &problem.samples,
             validation,
             checkpoint,
+            &Alone,
         )
         .run(&mut |event| match event {
             TrainEvent::Step { step, .. } if step == break_at => ControlFlow::Break(()),
