@@ -299,7 +299,14 @@ fn value(schema: &Value, operator: &str) -> Value {
     }
     // What editors show stays outside, so that it is said once.
     let mut outer = Map::new();
-    for key in ["description", "default", "x-resource", "x-extent", "x-late", "x-required"] {
+    for key in [
+        "description",
+        "default",
+        "x-resource",
+        "x-extent",
+        "x-late",
+        "x-required",
+    ] {
         if let Some(said) = map.shift_remove(key) {
             outer.insert(key.into(), said);
         }

@@ -160,7 +160,7 @@ fn spawn(run: &StageRun, call: Call, activator: SyncActivator, threads: &Threads
         (Err(error), _) => {
             let error = Error::device("thread", format!("cannot start a thread: {error}"));
             if let Some(line) = own_line {
-                line.end(Err(error.clone()));
+                let _ = line.end(Err(error.clone()));
             }
             run.fail(error);
         }

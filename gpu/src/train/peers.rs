@@ -173,7 +173,7 @@ impl Part {
     fn new(lengths: &[usize], range: Range<usize>) -> Self {
         let mut stretches = Vec::new();
         let mut begin = 0;
-        for (weight, length) in lengths.iter().enumerate() {
+        for (weight, &length) in lengths.iter().enumerate() {
             let end = begin + length;
             let (from, to) = (range.start.clamp(begin, end), range.end.clamp(begin, end));
             if from < to {
@@ -207,7 +207,7 @@ pub(super) struct Sum<'a> {
 impl<'a> Sum<'a> {
     /// A sum over weights of so many numbers each.
     pub(super) fn new(team: Team<'a>, lengths: &[usize]) -> Self {
-        let (count, all) = (team.peers.count(), lengths.iter().sum());
+        let (count, all) = (team.peers.count(), lengths.iter().sum::<usize>());
         let part = |peer| Part::new(lengths, share(all, count, peer));
         Sum {
             team,
