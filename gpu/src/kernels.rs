@@ -4,18 +4,30 @@
 //! tensors; where it runs is a [`Launcher`]'s matter: a GPU (feature `cuda`), or the simulator of the tests, which
 //! compiles the same sources for the CPU. So all but the launch itself is tested where there is no GPU.
 
+mod adam;
+mod adapt;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dropout;
+mod elementwise;
+mod heads;
+mod loss;
+mod norm;
 #[cfg(test)]
 pub(crate) mod simulator;
+mod sums;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Error, Result};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp1, Layout, Shape, Storage, Tensor,
 };
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub(crate) use heads::Places;
+pub(crate) use loss::LOGITS;
 
 type CandleResult<T> = candle_core::Result<T>;
 
@@ -126,6 +138,23 @@ pub(crate) fn of_type(kernel: &str, dtype: DType) -> Result<String> {
     }
 }
 
+/// The name of a kernel for numbers of these types.
+pub(crate) fn of_types(kernel: &str, first: DType, second: DType) -> Result<String> {
+    of_type(&of_type(kernel, first)?, second)
+}
+
+/// Threads of a block, unless a kernel has reason for more or fewer.
+const THREADS: usize = 256;
+/// Lanes of a warp.
+const WARP: usize = 32;
+/// Most blocks where every one leaves a share of a sum: enough to keep a GPU busy.
+const SHARES: usize = 512;
+
+/// Blocks for a kernel over `n` elements, of which a thread takes some.
+fn blocks(n: usize) -> (usize, usize) {
+    (n.div_ceil(4 * THREADS), 1)
+}
+
 fn number(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::shape("a kernel's number", "one of 32 bits", n))
 }
@@ -199,8 +228,24 @@ impl InplaceOp1 for Address {
 /// The gradients of the inputs of an operation, of (inputs, result, gradient of the result). The gradient is dense.
 type Backward = dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
-/// A result of one to three inputs in candle's graph, not written yet: a kernel does that next. `backward` gives the
-/// gradients of the inputs in their order.
+/// Memory on the device of `like` that a kernel writes next; no part of candle's graph.
+fn unwritten(like: &Tensor, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    let made = Made {
+        name: "unwritten",
+        shape: shape.into(),
+        dtype,
+        backward: Box::new(|_, _, _| Ok(vec![None])),
+    };
+    Ok(like.apply_op1_no_bwd(&made)?)
+}
+
+/// Row-major numbers and no part of candle's graph.
+fn plain(x: &Tensor) -> Result<Tensor> {
+    Ok(x.detach().contiguous()?)
+}
+
+/// A result of inputs in candle's graph, not written yet: a kernel does that next. `backward` gives the gradients of
+/// the inputs in their order; one that [`Tensor::track_op`]s must have one.
 pub(crate) fn result_of(
     name: &'static str,
     inputs: &[&Tensor],
@@ -214,12 +259,7 @@ pub(crate) fn result_of(
         dtype,
         backward: Box::new(backward),
     };
-    Ok(match inputs {
-        [x] => x.apply_op1(made)?,
-        [x, y] => x.apply_op2(y, made)?,
-        [x, y, z] => x.apply_op3(y, z, made)?,
-        _ => return Err(Error::shape(name, "one to three inputs", inputs.len())),
-    })
+    made.of(inputs)
 }
 
 /// See [`result_of`].
@@ -231,6 +271,42 @@ struct Made {
 }
 
 impl Made {
+    fn of(self, inputs: &[&Tensor]) -> Result<Tensor> {
+        Ok(match inputs {
+            [x] => x.apply_op1(self)?,
+            [x, y] => x.apply_op2(y, self)?,
+            [x, y, z] => x.apply_op3(y, z, self)?,
+            [x, y, others @ ..] => self.of_many(x, y, others)?,
+            [] => return Err(Error::shape(self.name, "at least one input", 0)),
+        })
+    }
+
+    /// candle's graph has nodes of up to three inputs: all from the third on hang on one of a single number, which is
+    /// walked back after the result and finds their gradients ready.
+    fn of_many(self, x: &Tensor, y: &Tensor, others: &[&Tensor]) -> Result<Tensor> {
+        let ready: Arc<Mutex<Vec<Option<Tensor>>>> = Arc::default();
+        let found = ready.clone();
+        let link = result_of(self.name, others, 1, DType::F32, move |_, _, _| {
+            Ok(std::mem::take(
+                &mut *found.lock().unwrap_or_else(PoisonError::into_inner),
+            ))
+        })?;
+        let others: Vec<Tensor> = others.iter().map(|x| (*x).clone()).collect();
+        let backward = self.backward;
+        let all_back = move |inputs: &[&Tensor], result: &Tensor, gradient: &Tensor| {
+            let all: Vec<&Tensor> = inputs[..2].iter().copied().chain(&others).collect();
+            let mut gradients = backward(&all, result, gradient)?;
+            let rest = gradients.split_off(2);
+            let link = inputs[2].track_op();
+            if link {
+                *ready.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+            }
+            gradients.push(link.then(|| inputs[2].zeros_like()).transpose()?);
+            Ok(gradients)
+        };
+        result_of(self.name, &[x, y, &link], self.shape, self.dtype, all_back)
+    }
+
     fn on_cpu(&self) -> CandleResult<(CpuStorage, Shape)> {
         let n = self.shape.elem_count();
         let storage = match self.dtype {

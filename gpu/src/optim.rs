@@ -3,6 +3,7 @@
 mod one_state;
 
 use crate::error::{Error, Result};
+use crate::kernels::Kernels;
 use crate::ops::isa::vectorized;
 use crate::weights::Weights;
 use candle_core::{Tensor, Var};
@@ -125,10 +126,11 @@ impl Adam {
     }
 }
 
-/// The same optimizer out of stock tensor operations, for any device.
+/// The same optimizer for any device: a kernel where there are some, else stock tensor operations.
 #[derive(Debug, Default)]
 pub struct StockAdam {
     config: AdamConfig,
+    kernels: Option<Kernels>,
     step: i32,
     moments: Vec<Option<(Tensor, Tensor)>>,
 }
@@ -142,6 +144,11 @@ impl StockAdam {
         }
     }
 
+    /// The same with these kernels, or with stock operations alone.
+    pub fn with_kernels(self, kernels: Option<Kernels>) -> Self {
+        StockAdam { kernels, ..self }
+    }
+
     /// One update with `gradients * scale`; a variable without gradient is treated as having zeros.
     ///
     /// # Errors
@@ -152,6 +159,15 @@ impl StockAdam {
         let u = self.config.update(self.step, lr, scale);
         for ((variable, gradient), moments) in variables.iter().zip(gradients).zip(&mut self.moments) {
             let w = variable.as_detached_tensor();
+            if let Some(kernels) = &self.kernels {
+                let (m, v) = match moments.take() {
+                    Some(state) => state,
+                    None => (w.zeros_like()?, w.zeros_like()?),
+                };
+                kernels.adam((&w, &m, &v), gradient.as_ref(), u.numbers())?;
+                *moments = Some((m, v));
+                continue;
+            }
             let mut g = match gradient {
                 Some(g) => (g.detach() * f64::from(u.scale))?,
                 None => w.zeros_like()?,
@@ -169,6 +185,18 @@ impl StockAdam {
             *moments = Some((m, v));
         }
         Ok(())
+    }
+
+    /// The scale that brings the global norm of the gradients down to `clip_norm`, or 1.
+    ///
+    /// # Errors
+    /// [`Error::Candle`].
+    pub fn clip_scale(&self, gradients: &[Option<Tensor>], clip_norm: Option<f32>) -> Result<f32> {
+        let (Some(clip), Some(kernels)) = (clip_norm, &self.kernels) else {
+            return stock_clip_scale(gradients, clip_norm);
+        };
+        let some: Vec<&Tensor> = gradients.iter().flatten().collect();
+        Ok(scale_of(kernels.sum_of_squares(&some)?.sqrt(), clip))
     }
 
     /// Steps done, and the two moments of every variable.
@@ -196,11 +224,8 @@ pub fn clip_scale(gradients: &[Vec<f32>], clip_norm: Option<f32>) -> f32 {
     clip_norm.map_or(1.0, |clip| scale_of(global_norm(gradients), clip))
 }
 
-/// The same for device gradients.
-///
-/// # Errors
-/// [`Error::Candle`].
-pub fn stock_clip_scale(gradients: &[Option<Tensor>], clip_norm: Option<f32>) -> Result<f32> {
+/// The same for device gradients, by stock operations.
+fn stock_clip_scale(gradients: &[Option<Tensor>], clip_norm: Option<f32>) -> Result<f32> {
     let Some(clip) = clip_norm else {
         return Ok(1.0);
     };
@@ -278,6 +303,23 @@ struct Update {
     root: f32,
 }
 
+impl Update {
+    /// As the kernel for GPUs takes them.
+    fn numbers(&self) -> [f32; 8] {
+        let Update {
+            beta1,
+            beta2,
+            eps,
+            scale,
+            coupled,
+            keep,
+            rate,
+            root,
+        } = *self;
+        [beta1, beta2, eps, scale, coupled, keep, rate, root]
+    }
+}
+
 impl AdamConfig {
     fn update(&self, step: i32, lr: f64, scale: f32) -> Update {
         let decay = f64::from(self.weight_decay);
@@ -325,32 +367,42 @@ mod tests {
                 shape: shape.to_vec(),
                 init: Init::Normal(1.0),
             };
-            let mut weights = Weights::init(&[declare("a", &[13, 33]), declare("b", &[7])], 1);
-            let stock = Stock::new(&weights, &candle_core::Device::Cpu).unwrap();
-            let (mut fast, mut slow) = (Adam::new(config), StockAdam::new(config));
-            for step in 0..5 {
-                let key = Key::new(step);
-                let gradients: Vec<Vec<f32>> = weights
-                    .tensors()
-                    .iter()
-                    .map(|t| (0..t.data.len() as u64).map(|i| key.normal(i) as f32).collect())
-                    .collect();
-                let tensors: Vec<Option<Tensor>> = stock
-                    .variables()
-                    .iter()
-                    .zip(&gradients)
-                    .map(|(v, g)| Some(Tensor::from_slice(g, v.shape(), v.device()).unwrap()))
-                    .collect();
-                let scale = clip_scale(&gradients, Some(2.0));
-                assert!((scale - stock_clip_scale(&tensors, Some(2.0)).unwrap()).abs() < 1e-6);
-                fast.step(&mut weights, &gradients, 0.01, scale).unwrap();
-                slow.step(stock.variables(), &tensors, 0.01, scale).unwrap();
+            let start = Weights::init(
+                &[declare("a", &[13, 33]), declare("b", &[7]), declare("c", &[70, 33])],
+                1,
+            );
+            for kernels in [None, crate::kernels::simulator::simulator()] {
+                steps_agree(config, start.clone(), kernels);
             }
-            let other = stock.weights().unwrap();
-            for (a, b) in weights.tensors().iter().zip(other.tensors()) {
-                for (a, b) in a.data.iter().zip(&b.data) {
-                    assert!((a - b).abs() < 1e-5);
-                }
+        }
+    }
+
+    /// A gradient that is missing is one of zeros.
+    fn steps_agree(config: AdamConfig, mut weights: Weights, kernels: Option<Kernels>) {
+        let stock = Stock::new(&weights, &candle_core::Device::Cpu).unwrap();
+        let mut fast = Adam::new(config);
+        let mut slow = StockAdam::new(config).with_kernels(kernels);
+        for step in 0..5 {
+            let key = Key::new(step);
+            let missing = |i: usize| step == 3 && i == 2;
+            let draw = |(i, t): (usize, &crate::weights::Weight)| -> Vec<f32> {
+                let normal = |at| if missing(i) { 0.0 } else { key.normal(at) as f32 };
+                (0..t.data.len() as u64).map(normal).collect()
+            };
+            let gradients: Vec<Vec<f32>> = weights.tensors().iter().enumerate().map(draw).collect();
+            let variables = stock.variables().iter().zip(&gradients).enumerate();
+            let tensors: Vec<Option<Tensor>> = variables
+                .map(|(i, (v, g))| (!missing(i)).then(|| Tensor::from_slice(g, v.shape(), v.device()).unwrap()))
+                .collect();
+            let scale = clip_scale(&gradients, Some(2.0));
+            assert!((scale - slow.clip_scale(&tensors, Some(2.0)).unwrap()).abs() < 1e-6);
+            fast.step(&mut weights, &gradients, 0.01, scale).unwrap();
+            slow.step(stock.variables(), &tensors, 0.01, scale).unwrap();
+        }
+        let other = stock.weights().unwrap();
+        for (a, b) in weights.tensors().iter().zip(other.tensors()) {
+            for (a, b) in a.data.iter().zip(&b.data) {
+                assert!((a - b).abs() < 1e-5);
             }
         }
     }

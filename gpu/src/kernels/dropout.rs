@@ -25,7 +25,7 @@ impl Kernels {
     }
 
     /// `out = x · mask`.
-    fn mask(&self, x: &Tensor, out: &Tensor, dropout: Dropout) -> Result<()> {
+    pub(super) fn mask(&self, x: &Tensor, out: &Tensor, dropout: Dropout) -> Result<()> {
         let n = x.elem_count();
         let (low, high) = dropout.key.halves();
         let arguments = [

@@ -81,11 +81,16 @@ macro_rules! check {
 }
 
 fn close(what: &str, got: &[f32], want: &[f32]) {
+    within(what, got, want, 2e-5);
+}
+
+/// Equal but for a share of the largest.
+fn within(what: &str, got: &[f32], want: &[f32], share: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let scale = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!(
-            (g - w).abs() <= 2e-5 * scale,
+            (g - w).abs() <= share * scale,
             "{what}[{i}]: {g}, not {w} (largest {scale})"
         );
     }
@@ -137,6 +142,163 @@ fn rms_norm() {
         let (x, w) = (g.weight("x")?, g.weight("w")?);
         g.rms_norm(&x, &w, 1e-6)?
     });
+}
+
+/// Widths around those of a warp, and of what one warp takes of a row.
+const WIDTHS: [usize; 5] = [1, 31, 33, 1025, 3000];
+
+#[test]
+fn norms_of_any_width() {
+    for width in WIDTHS {
+        check!(weights(&[("x", 13, width), ("w", 1, width)]), |g| {
+            let (x, w) = (g.weight("x")?, g.weight("w")?);
+            let one = g.rms_norm(&x, &w, 1e-6)?;
+            let two = g.layer_norm(&x, &w, 1e-2)?;
+            g.sum(&[one, two])?
+        });
+    }
+    check!(weights(&[("x", 4500, 5), ("w", 1, 5)]), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        g.rms_norm(&x, &w, 1e-6)?
+    });
+}
+
+#[test]
+fn elements_of_any_width() {
+    for width in WIDTHS {
+        let shapes = [("x", 13, width), ("y", 13, width), ("w", width, 13), ("b", 1, width)];
+        check!(weights(&shapes), |g| {
+            let (x, y) = (g.weight("x")?, g.weight("y")?);
+            let (w, b) = (g.weight("w")?, g.weight("b")?);
+            let z = g.residual(&x, &y, dropout(0.3))?;
+            let z = g.swiglu(&z, &x)?;
+            let side = g.gather(&w, (0..13).map(|i| i % g.shape(&w).0 as u32).collect())?;
+            let z = g.residual(&z, &y, Dropout::off())?;
+            let end = g.linear(&side, &w, Some(&b), true, dropout(0.2))?;
+            let masked = g.linear(&side, &w, Some(&b), false, dropout(0.4))?;
+            g.sum(&[z, end, masked])?
+        });
+    }
+}
+
+/// The bias's gradient adds more rows than one group has.
+#[test]
+fn linear_of_many_rows() {
+    check!(weights(&[("x", 1500, 3), ("w", 40, 3), ("b", 1, 40)]), |g| {
+        let (x, w, b) = (g.weight("x")?, g.weight("w")?, g.weight("b")?);
+        g.linear(&x, &w, Some(&b), true, Dropout::off())?
+    });
+}
+
+#[test]
+fn losses_of_any_width() {
+    for width in WIDTHS {
+        let shapes = [("x", 13, width), ("own", 13, 1), ("w", 40, width)];
+        check!(weights(&shapes), |g| {
+            let (x, own, w) = (g.weight("x")?, g.weight("own")?, g.weight("w")?);
+            let columns = g.shape(&x).1 as u32;
+            let plain = g.cross_entropy(&x, (0..13).map(|i| i * 5 % columns).collect())?;
+            let sampled = g.sampled_cross_entropy(&own, &x, Arc::new([(3, columns - 1), (5, 0)]))?;
+            let open = g.sampled_cross_entropy(&own, &x, Arc::new([]))?;
+            let binary = g.binary_cross_entropy(&x, true)?;
+            let table = g.linear_cross_entropy(&x, &w, (0..13).map(|i| i * 3).collect())?;
+            g.sum(&[plain, sampled, open, binary, table])?
+        });
+    }
+    check!(weights(&[("x", 5, 7), ("w", 3000, 7)]), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        g.linear_cross_entropy(&x, &w, (0..5).map(|i| i * 599).collect())?
+    });
+}
+
+/// With products in bf16, what is no product: the kernels against the stock operations.
+#[test]
+fn bf16() {
+    if !twin().is_cpu() {
+        return;
+    }
+    let Some(kernels) = crate::kernels::simulator::simulator() else {
+        return;
+    };
+    type Run = fn(&mut Stock, &[candle_core::Tensor]) -> Result<candle_core::Tensor>;
+    let runs: [(&str, Run); 11] = [
+        ("heads", |g, x| {
+            let shape = Heads {
+                key_dim: 4,
+                epsilon: 1e-6,
+                positions: (0..x[0].dim(0)? as u32).collect(),
+                rotations: Arc::new(crate::prenorm::Frequencies::plain(4, 100.0).table(40)),
+            };
+            let source = |i: usize, norm: bool, repeat| -> Result<Source<candle_core::Tensor>> {
+                Ok(Source {
+                    x: x[i].narrow(1, 0, 32)?,
+                    norm: norm.then(|| x[2].narrow(1, 0, 4)).transpose()?,
+                    rotate: norm,
+                    repeat,
+                })
+            };
+            g.heads(
+                &[source(0, true, 1)?, source(1, true, 3)?, source(0, false, 2)?],
+                &shape,
+            )
+        }),
+        ("cross entropy", |g, x| {
+            g.cross_entropy(&x[0], (0..x[0].dim(0)? as u32).map(|i| i % 33).collect())
+        }),
+        ("rms norm", |g, x| g.rms_norm(&x[0], &x[2], 1e-5)),
+        ("layer norm", |g, x| g.layer_norm(&x[0], &x[2], 1e-5)),
+        ("residual", |g, x| g.residual(&x[0], &x[1], dropout(0.3))),
+        ("residual of f32", |g, x| {
+            let stream = x[0].to_dtype(candle_core::DType::F32)?;
+            g.residual(&stream, &x[1], dropout(0.3))
+        }),
+        ("residual without dropout", |g, x| {
+            g.residual(&x[0], &x[1], Dropout::off())
+        }),
+        ("swiglu", |g, x| g.swiglu(&x[0], &x[1])),
+        ("swiglu of two types", |g, x| {
+            g.swiglu(&x[0].to_dtype(candle_core::DType::F32)?, &x[1])
+        }),
+        ("binary", |g, x| g.binary_cross_entropy(&x[0], false)),
+        ("sampled", |g, x| {
+            g.sampled_cross_entropy(&x[0].narrow(1, 0, 1)?, &x[1], Arc::new([(0, 0), (3, 2)]))
+        }),
+    ];
+    for (rows, columns) in [(37, 33), (5, 1030)] {
+        let all = weights(&[("x", rows, columns), ("y", rows, columns), ("w", 1, columns)]);
+        for (name, run) in &runs {
+            let result = |kernels: Option<crate::kernels::Kernels>| {
+                let stock = Stock::new(&all, &Device::Cpu).unwrap();
+                let mut stock = stock.with_precision(Precision::Bf16).with_kernels(kernels);
+                let half = |name: &str, stock: &mut Stock| {
+                    let x = stock.weight(name).unwrap();
+                    x.to_dtype(candle_core::DType::BF16).unwrap()
+                };
+                let inputs = ["x", "y", "w"].map(|name| half(name, &mut stock));
+                let y = run(&mut stock, &inputs).unwrap();
+                let values = stock.values(&y).unwrap();
+                let loss = match y.elem_count() {
+                    1 => y.clone(),
+                    _ => {
+                        let codes = (0..rows as u32).map(|r| r * 7 % columns as u32).collect();
+                        stock.cross_entropy(&y, codes).unwrap()
+                    }
+                };
+                let gradients = stock.backward(&loss).unwrap();
+                let flat = |g: Option<candle_core::Tensor>| match g {
+                    Some(g) => g.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                    None => vec![],
+                };
+                (y.dtype(), values, gradients.into_iter().map(flat).collect::<Vec<_>>())
+            };
+            let (got, want) = (result(Some(kernels.clone())), result(None));
+            assert_eq!(got.0, want.0, "{name}");
+            within(name, &got.1, &want.1, 2e-2);
+            for (got, want) in got.2.iter().zip(&want.2) {
+                within(name, got, want, 2e-2);
+            }
+        }
+    }
 }
 
 #[test]
@@ -242,6 +404,17 @@ fn adapted() {
         let y = g.adapted(&x, &w, Some(&b), (&down, &up), 0.7, dropout(0.3))?;
         let z = g.adapted(&x, &w, None, (&down, &up), 1.5, Dropout::off())?;
         g.sum(&[y, z])?
+    });
+}
+
+/// Several tiles, and more of the rank than one tile holds.
+#[test]
+fn adapted_by_tiles() {
+    let shapes = [("x", 131, 13), ("w", 200, 13), ("down", 40, 13), ("up", 200, 40)];
+    check!(weights(&shapes), |g| {
+        let (x, w) = (g.weight("x")?, g.weight("w")?);
+        let (down, up) = (g.weight("down")?, g.weight("up")?);
+        g.adapted(&x, &w, None, (&down, &up), 0.3, dropout(0.3))?
     });
 }
 

@@ -8,10 +8,10 @@
 
 use super::attention::padded;
 use super::tape::{check_below, check_hidden, check_offsets, check_rotations, rows_of};
-use super::{Attention, Dropout, Graph, Heads, Source};
+use super::{Attention, Dropout, Graph, Heads, Norm, Source};
 use crate::error::{Error, Result};
 use crate::frozen::{Frozen, Numbers};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, LOGITS, Places};
 use crate::weights::{Weight, Weights};
 use candle_core::{D, DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ pub struct Stock {
     precision: Precision,
     /// Take the place of stock operations where there are some.
     kernels: Option<Kernels>,
+    /// Those of the last heads, for kernels.
+    places: Option<Arc<Places>>,
     names: Vec<String>,
     variables: Vec<Var>,
     shapes: Vec<Vec<usize>>,
@@ -52,6 +54,7 @@ impl Stock {
             device: device.clone(),
             precision: Precision::F32,
             kernels: Kernels::of(device),
+            places: None,
             names: vec![],
             variables: vec![],
             shapes: vec![],
@@ -142,6 +145,22 @@ impl Stock {
         match self.precision {
             Precision::F32 => Ok(x.clone()),
             Precision::Bf16 => Ok(x.to_dtype(DType::BF16)?),
+        }
+    }
+
+    /// The type of factors.
+    fn factors(&self) -> DType {
+        match self.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// The angles of rows on the device, copied once for all layers that have the same.
+    fn places(&mut self, shape: &Heads) -> Result<Arc<Places>> {
+        match &self.places {
+            Some(places) if places.are_of(shape) => Ok(places.clone()),
+            _ => Ok(self.places.insert(Arc::new(Places::new(shape, &self.device)?)).clone()),
         }
     }
 
@@ -286,6 +305,15 @@ impl Graph for Stock {
 
     fn linear(&mut self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, relu: bool, dropout: Dropout) -> Result<Tensor> {
         expect("linear", (w.dim(0)?, x.dim(1)?), w)?;
+        if let Some(kernels) = &self.kernels
+            && (b.is_some() || relu || dropout.probability > 0.0)
+        {
+            if let Some(b) = b {
+                expect("linear bias", (1, w.dim(0)?), b)?;
+            }
+            let b = b.map(full).transpose()?;
+            return kernels.linear((x, w, b.as_ref()), relu, dropout, self.factors());
+        }
         let mut y = self.factor(x)?.matmul(&self.factor(w)?.t()?)?;
         if let Some(b) = b {
             expect("linear bias", (1, w.dim(0)?), b)?;
@@ -298,10 +326,18 @@ impl Graph for Stock {
     }
 
     fn rms_norm(&mut self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+        if let Some(kernels) = &self.kernels {
+            expect("norm", (1, x.dim(1)?), w)?;
+            return kernels.norm(Norm::Rms, x, &full(w)?, eps);
+        }
         self.norm_of(x, w, eps)
     }
 
     fn layer_norm(&mut self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+        if let Some(kernels) = &self.kernels {
+            expect("norm", (1, x.dim(1)?), w)?;
+            return kernels.norm(Norm::Layer, x, &full(w)?, eps);
+        }
         let x = full(x)?;
         let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
         self.norm_of(&centred, w, eps)
@@ -321,6 +357,9 @@ impl Graph for Stock {
 
     fn residual(&mut self, x: &Tensor, y: &Tensor, dropout: Dropout) -> Result<Tensor> {
         expect("residual", x.dims2()?, y)?;
+        if let Some(kernels) = &self.kernels {
+            return kernels.residual(x, y, dropout);
+        }
         Ok((full(x)? + full(&self.dropout(y, dropout)?)?)?)
     }
 
@@ -344,6 +383,9 @@ impl Graph for Stock {
             return Err(Error::shape("cross_entropy", rows, codes.len()));
         }
         check_below("cross_entropy", &codes, columns)?;
+        if let Some(kernels) = &self.kernels {
+            return kernels.cross_entropy(logits, &self.indices(codes.to_vec())?);
+        }
         let logits = full(logits)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
         let total = shifted.exp()?.sum_keepdim(1)?.log()?; // [B, 1]
@@ -357,6 +399,9 @@ impl Graph for Stock {
     }
 
     fn binary_cross_entropy(&mut self, logits: &Tensor, label: bool) -> Result<Tensor> {
+        if let Some(kernels) = &self.kernels {
+            return kernels.binary_cross_entropy(logits, label);
+        }
         let logits = full(logits)?;
         let against = if label { logits.neg()? } else { logits };
         // log(1 + e^x) without overflow
@@ -368,6 +413,13 @@ impl Graph for Stock {
         let (rows, columns) = others.dims2()?;
         expect("sampled_cross_entropy", (rows, 1), own)?;
         check_hidden(&hidden, rows, columns)?;
+        if let Some(kernels) = &self.kernels {
+            let pairs = self.indices(hidden.iter().flat_map(|&(row, column)| [row, column]).collect())?;
+            let pairs = (!hidden.is_empty())
+                .then(|| pairs.reshape((hidden.len(), 2)))
+                .transpose()?;
+            return kernels.sampled_cross_entropy(own, others, pairs.as_ref());
+        }
         let mut mask = vec![0f32; rows * columns];
         for &(row, column) in hidden.iter() {
             mask[row as usize * columns + column as usize] = -1e30;
@@ -377,6 +429,15 @@ impl Graph for Stock {
     }
 
     fn linear_cross_entropy(&mut self, x: &Tensor, w: &Tensor, codes: Arc<[u32]>) -> Result<Tensor> {
+        if let Some(kernels) = &self.kernels {
+            expect("linear_cross_entropy", (w.dim(0)?, x.dim(1)?), w)?;
+            if codes.len() != x.dim(0)? {
+                return Err(Error::shape("linear_cross_entropy", x.dim(0)?, codes.len()));
+            }
+            check_below("linear_cross_entropy", &codes, w.dim(0)?)?;
+            let codes = self.indices(codes.to_vec())?;
+            return kernels.linear_cross_entropy((x, w), &codes, self.factors(), LOGITS);
+        }
         let logits = self.linear(x, w, None, false, Dropout::off())?;
         self.cross_entropy(&logits, codes)
     }
@@ -390,6 +451,16 @@ impl Graph for Stock {
         scale: f32,
         dropout: Dropout,
     ) -> Result<Tensor> {
+        if let Some(kernels) = &self.kernels {
+            expect("adapted", (w.dim(0)?, x.dim(1)?), w)?;
+            expect("adapter a", (a.dim(0)?, x.dim(1)?), a)?;
+            expect("adapter b", (w.dim(0)?, a.dim(0)?), b)?;
+            if let Some(bias) = bias {
+                expect("adapted bias", (1, w.dim(0)?), bias)?;
+            }
+            let bias = bias.map(full).transpose()?;
+            return kernels.adapted((x, w, bias.as_ref()), (a, b), scale, dropout, self.factors());
+        }
         let y = self.linear(x, w, bias, false, Dropout::off())?;
         let dropped = self.dropout(x, dropout)?;
         let low = self.linear(&dropped, a, None, false, Dropout::off())?;
@@ -400,6 +471,21 @@ impl Graph for Stock {
     fn heads(&mut self, sources: &[Source<Tensor>], shape: &Heads) -> Result<Tensor> {
         check_rotations(shape)?;
         let (t, k) = (shape.positions.len(), shape.key_dim);
+        if let Some(kernels) = self.kernels.clone() {
+            let mut wide = Vec::with_capacity(sources.len());
+            for source in sources {
+                expect("heads", (t, source.x.dim(1)? / k * k), &source.x)?;
+                let norm = source.norm.as_ref().map(|norm| {
+                    expect("norm", (1, k), norm)?;
+                    full(norm)
+                });
+                wide.push(Source {
+                    norm: norm.transpose()?,
+                    ..source.clone()
+                });
+            }
+            return kernels.heads(&wide, shape, &self.places(shape)?);
+        }
         let pairs = shape.rotations.pairs;
         let angles = |of: &[f32]| -> Result<Tensor> {
             let table = Tensor::from_slice(of, (of.len() / pairs, pairs), &self.device)?;
@@ -432,6 +518,12 @@ impl Graph for Stock {
 
     fn swiglu(&mut self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         expect("swiglu", gate.dims2()?, up)?;
+        if let Some(kernels) = &self.kernels {
+            return match gate.dtype() == up.dtype() {
+                true => kernels.swiglu(gate, up, self.factors()),
+                false => kernels.swiglu(&full(gate)?, &full(up)?, self.factors()),
+            };
+        }
         let gate = full(gate)?;
         let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
         self.factor(&((gate * sigmoid)? * full(up)?)?)

@@ -3,8 +3,9 @@
 use super::checkpoint::Optimizer;
 use super::peers::{Sum, Team};
 use super::*;
+use crate::kernels::Kernels;
 use crate::ops::Tape;
-use crate::optim::{Adam, Moments, StockAdam, clip_scale, stock_clip_scale};
+use crate::optim::{Adam, Moments, StockAdam, clip_scale};
 use candle_core::Tensor;
 use std::borrow::Cow;
 
@@ -53,8 +54,12 @@ impl<M: Model> Engine<M> {
         Ok(Engine::Stock {
             model,
             stock: Box::new(stock),
+<<<<<<< ours
             adam: StockAdam::new(options.optimizer),
             gradients: Vec::new(),
+=======
+            adam: StockAdam::new(options.optimizer).with_kernels(Kernels::of(device)),
+>>>>>>> theirs
         })
     }
 
@@ -114,6 +119,7 @@ impl<M: Model> Engine<M> {
                     }
                     stock.backward_onto(&(node * share)?, gradients)?;
                 }
+<<<<<<< ours
             }
         }
         Ok(loss)
@@ -196,6 +202,10 @@ impl<M: Model> Engine<M> {
                 let gradients = std::mem::take(gradients);
                 let scale = stock_clip_scale(&gradients, clip_norm)?;
                 adam.step(stock.variables(), &gradients, lr, scale)
+=======
+                let scale = adam.clip_scale(&gradients, clip_norm)?;
+                adam.step(stock.variables(), &gradients, lr, scale)?;
+>>>>>>> theirs
             }
         }
     }
