@@ -1,9 +1,12 @@
 // All kernels, as one module.
 #include "adam.cu"
 #include "adapt.cu"
+#include "assign.cu"
+#include "attention.cu"
 #include "dropout.cu"
 #include "elementwise.cu"
 #include "heads.cu"
 #include "loss.cu"
 #include "norm.cu"
+#include "search.cu"
 #include "sums.cu"

@@ -180,6 +180,13 @@ inline float __uint_as_float(unsigned bits) {
 using std::max;
 using std::min;
 
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
 struct __nv_bfloat16 {
     uint16_t bits;
 };
@@ -229,10 +236,11 @@ template <typename F, typename T> void fill_fragment(F &f, T value) {
 template <typename A, typename B, typename C>
 void mma_sync(C &d, const A &a, const B &b, const C &c) {
     C sum = c;
+    float left[256], right[256];
+    for (int i = 0; i < 256; i++) left[i] = __bfloat162float(a.x[i]), right[i] = __bfloat162float(b.x[i]);
     for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++)
-            for (int k = 0; k < 16; k++)
-                sum.x[i * 16 + j] += __bfloat162float(a.x[i * 16 + k]) * __bfloat162float(b.x[k * 16 + j]);
+        for (int k = 0; k < 16; k++)
+            for (int j = 0; j < 16; j++) sum.x[i * 16 + j] += left[i * 16 + k] * right[k * 16 + j];
     d = sum;
 }
 

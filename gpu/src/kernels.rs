@@ -6,6 +6,8 @@
 
 mod adam;
 mod adapt;
+mod assign;
+mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dropout;
@@ -13,11 +15,18 @@ mod elementwise;
 mod heads;
 mod loss;
 mod norm;
+mod search;
 #[cfg(test)]
 pub(crate) mod simulator;
 mod sums;
 #[cfg(test)]
 mod tests;
+
+pub use search::{Among, Beams, Continuations};
+
+pub(crate) use attention::WIDEST as WIDEST_HEAD;
+pub(crate) use heads::Places;
+pub(crate) use loss::LOGITS;
 
 use crate::error::{Error, Result};
 use candle_core::{
@@ -25,9 +34,6 @@ use candle_core::{
 };
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
-
-pub(crate) use heads::Places;
-pub(crate) use loss::LOGITS;
 
 type CandleResult<T> = candle_core::Result<T>;
 

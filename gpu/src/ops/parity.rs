@@ -81,16 +81,15 @@ macro_rules! check {
 }
 
 fn close(what: &str, got: &[f32], want: &[f32]) {
-    within(what, got, want, 2e-5);
+    close_within(2e-5, what, got, want);
 }
 
-/// Equal but for a share of the largest.
-fn within(what: &str, got: &[f32], want: &[f32], share: f32) {
+fn close_within(tolerance: f32, what: &str, got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}");
     let scale = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!(
-            (g - w).abs() <= share * scale,
+            (g - w).abs() <= tolerance * scale,
             "{what}[{i}]: {g}, not {w} (largest {scale})"
         );
     }
@@ -293,9 +292,9 @@ fn bf16() {
             };
             let (got, want) = (result(Some(kernels.clone())), result(None));
             assert_eq!(got.0, want.0, "{name}");
-            within(name, &got.1, &want.1, 2e-2);
+            close_within(2e-2, name, &got.1, &want.1);
             for (got, want) in got.2.iter().zip(&want.2) {
-                within(name, got, want, 2e-2);
+                close_within(2e-2, name, got, want);
             }
         }
     }
@@ -343,6 +342,94 @@ fn cross_attention() {
         let (q, kv) = (g.weight("q")?, g.weight("kv")?);
         g.cross_attention(&q, &kv, &attention(&[0, 4, 5, 8, 12], &[0, 1, 8, 21, 54], false, 0.25))?
     });
+}
+
+/// Sequences around the edges of tiles: of every width of head, of queries that are the last of their sequence.
+#[test]
+fn attention_in_tiles() {
+    fn shape(heads: usize, key_dim: usize, queries: &[usize], keys: &[usize], causal: bool) -> Attention {
+        Attention {
+            heads,
+            key_dim,
+            scale: 0.3,
+            ..attention(queries, keys, causal, 0.0)
+        }
+    }
+    check!(weights(&[("qkv", 354, 42), ("bias", 32, 2)]), |g| {
+        let (qkv, bias) = (g.weight("qkv")?, g.weight("bias")?);
+        let offsets = [0, 1, 16, 32, 49, 112, 176, 241, 354];
+        let shape = Attention {
+            dropout: dropout(0.2),
+            ..shape(2, 7, &offsets, &offsets, true)
+        };
+        g.self_attention(&qkv, Some(&bias), &shape)?
+    });
+    check!(weights(&[("qkv", 130, 192), ("bias", 32, 1)]), |g| {
+        let (qkv, bias) = (g.weight("qkv")?, g.weight("bias")?);
+        g.self_attention(&qkv, Some(&bias), &shape(1, 64, &[0, 130], &[0, 130], false))?
+    });
+    check!(weights(&[("q", 70, 48), ("kv", 196, 96)]), |g| {
+        let (q, kv) = (g.weight("q")?, g.weight("kv")?);
+        let shape = Attention {
+            buckets: None,
+            dropout: dropout(0.5),
+            ..shape(1, 48, &[0, 5, 70], &[0, 66, 196], true)
+        };
+        g.cross_attention(&q, &kv, &shape)?
+    });
+    check!(weights(&[("q", 52, 256), ("kv", 66, 512)]), |g| {
+        let (q, kv) = (g.weight("q")?, g.weight("kv")?);
+        let shape = shape(2, 128, &[0, 17, 52], &[0, 65, 66], false);
+        g.cross_attention(&q, &kv, &shape)?
+    });
+}
+
+/// Kernels with products in bf16 against f32 on the same inputs, and twice the same to the bit.
+#[test]
+fn attention_in_bf16() {
+    let rounded = |shapes: &[(&str, usize, usize)]| {
+        let tensors = weights(shapes).tensors().to_vec().into_iter().map(|mut tensor| {
+            tensor
+                .data
+                .iter_mut()
+                .for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+            tensor
+        });
+        Weights::from_tensors(tensors.collect())
+    };
+    let flat = |x: &candle_core::Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (key_dim, causal, probability) in [(7, false, 0.0), (64, true, 0.3), (128, false, 0.2)] {
+        let offsets = [0, 1, 17, 82];
+        let shape = Attention {
+            heads: 2,
+            key_dim,
+            scale: (key_dim as f32).powf(-0.5),
+            ..attention(&offsets, &offsets, causal, probability)
+        };
+        let weights = rounded(&[("qkv", 82, 6 * key_dim), ("bias", 32, 2)]);
+        let run = |mut stock: Stock| {
+            let (qkv, bias) = (stock.weight("qkv").unwrap(), stock.weight("bias").unwrap());
+            let y = stock.self_attention(&qkv, Some(&bias), &shape).unwrap();
+            let loss = stock
+                .cross_entropy(&y, (0..82).map(|i| i * 5 % (2 * key_dim as u32)).collect())
+                .unwrap();
+            let gradients = stock.backward(&loss).unwrap().into_iter();
+            let mut found = vec![stock.values(&y).unwrap()];
+            found.extend(gradients.map(|x| flat(&x.unwrap())));
+            found
+        };
+        let bf16 = |stock: Stock| stock.with_precision(Precision::Bf16);
+        let mut engines = twins(&weights).into_iter();
+        let want = run(engines.next().unwrap());
+        let Some(got) = engines.next().map(|stock| run(bf16(stock))) else {
+            return;
+        };
+        for ((what, got), want) in ["values", "qkv", "bias"].iter().zip(&got).zip(&want) {
+            close_within(1e-2, &format!("{what} {key_dim}"), got, want);
+        }
+        let again = twins(&weights).into_iter().nth(1).map(|stock| run(bf16(stock)));
+        assert_eq!(Some(got), again);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::tape::{check_below, check_hidden, check_offsets, check_rotations, row
 use super::{Attention, Dropout, Graph, Heads, Norm, Source};
 use crate::error::{Error, Result};
 use crate::frozen::{Frozen, Numbers};
-use crate::kernels::{Kernels, LOGITS, Places};
+use crate::kernels::{Kernels, LOGITS, Places, WIDEST_HEAD};
 use crate::weights::{Weight, Weights};
 use candle_core::{D, DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -179,6 +179,25 @@ impl Stock {
     fn masked(&self, x: &Tensor, mask: Vec<u8>, dropout: Dropout) -> Result<Tensor> {
         let mask = Tensor::from_vec(mask, x.shape(), &self.device)?.to_dtype(x.dtype())?;
         Ok((x * (mask * f64::from(dropout.scale()))?)?)
+    }
+
+    /// By kernels, where there are some and heads are no wider than they take: `q` [Tq, H·K] over `kv` [Tk, 2·H·K], or
+    /// within `q` [T, 3·H·K].
+    fn fused(
+        &self,
+        q: &Tensor,
+        kv: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        shape: &Attention,
+    ) -> Result<Option<Tensor>> {
+        let Some(kernels) = self.kernels.as_ref().filter(|_| shape.key_dim <= WIDEST_HEAD) else {
+            return Ok(None);
+        };
+        check_offsets(shape, q.dim(0)?, kv.unwrap_or(q).dim(0)?)?;
+        let kv = kv.map(|kv| self.factor(kv)).transpose()?;
+        let bias = bias.map(full).transpose()?;
+        let out = kernels.attention(&self.factor(q)?, kv.as_ref(), bias.as_ref(), shape)?;
+        Ok(Some(out))
     }
 
     /// `q` [Tq, H·K], `k` and `v` [Tk, H·K].
@@ -366,6 +385,9 @@ impl Graph for Stock {
     fn self_attention(&mut self, qkv: &Tensor, bias: Option<&Tensor>, shape: &Attention) -> Result<Tensor> {
         let w = shape.heads * shape.key_dim;
         expect("self_attention", (qkv.dim(0)?, 3 * w), qkv)?;
+        if let Some(out) = self.fused(qkv, None, bias, shape)? {
+            return Ok(out);
+        }
         let part = |i: usize| qkv.narrow(1, i * w, w);
         self.attend((&part(0)?, &part(1)?, &part(2)?), bias, shape)
     }
@@ -374,6 +396,9 @@ impl Graph for Stock {
         let w = shape.heads * shape.key_dim;
         expect("cross_attention", (q.dim(0)?, w), q)?;
         expect("cross_attention", (kv.dim(0)?, 2 * w), kv)?;
+        if let Some(out) = self.fused(q, Some(kv), None, shape)? {
+            return Ok(out);
+        }
         self.attend((q, &kv.narrow(1, 0, w)?, &kv.narrow(1, w, w)?), None, shape)
     }
 

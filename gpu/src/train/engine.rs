@@ -54,12 +54,8 @@ impl<M: Model> Engine<M> {
         Ok(Engine::Stock {
             model,
             stock: Box::new(stock),
-<<<<<<< ours
-            adam: StockAdam::new(options.optimizer),
-            gradients: Vec::new(),
-=======
             adam: StockAdam::new(options.optimizer).with_kernels(Kernels::of(device)),
->>>>>>> theirs
+            gradients: Vec::new(),
         })
     }
 
@@ -119,7 +115,6 @@ impl<M: Model> Engine<M> {
                     }
                     stock.backward_onto(&(node * share)?, gradients)?;
                 }
-<<<<<<< ours
             }
         }
         Ok(loss)
@@ -200,12 +195,8 @@ impl<M: Model> Engine<M> {
             } => {
                 // A device has no room for them while it computes the next ones.
                 let gradients = std::mem::take(gradients);
-                let scale = stock_clip_scale(&gradients, clip_norm)?;
-                adam.step(stock.variables(), &gradients, lr, scale)
-=======
                 let scale = adam.clip_scale(&gradients, clip_norm)?;
-                adam.step(stock.variables(), &gradients, lr, scale)?;
->>>>>>> theirs
+                adam.step(stock.variables(), &gradients, lr, scale)
             }
         }
     }
