@@ -1,4 +1,4 @@
-//! Device names: `cpu`, `cuda`, `cuda:1`, `auto`.
+//! Device names: `cpu`, `cuda`, `cuda:1`, `auto`; and what memory a GPU has.
 
 use crate::error::{Error, Result};
 use candle_core::Device;
@@ -35,6 +35,18 @@ fn open(index: usize) -> std::result::Result<Device, String> {
     Device::new_cuda(index).map_err(told)
 }
 
+/// Bytes of memory that a GPU has free; `None` for the CPU.
+pub fn free_memory(device: &Device) -> Option<usize> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => {
+            let told = cuda.cuda_stream().context().mem_get_info();
+            told.ok().map(|(free, _)| free)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +55,7 @@ mod tests {
     fn names() {
         assert!(device("cpu").unwrap().is_cpu());
         assert!(device("auto").is_ok());
+        assert_eq!(free_memory(&Device::Cpu), None);
         for bad in ["gpu", "cuda:x", "cpu:0", ""] {
             let text = device(bad).unwrap_err().to_string();
             assert!(text.starts_with(&format!("device `{bad}` is not available")));

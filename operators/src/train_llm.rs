@@ -12,6 +12,7 @@ use sluice_engine::operator::{Binding, Bound, Context, Determinism, Input, Notes
 use sluice_engine::process::machine_memory;
 use sluice_engine::table::{Shape, Table, Tables};
 use sluice_engine::{Error, Result};
+use sluice_gpu::device::free_memory;
 use sluice_gpu::error::Error as GpuError;
 use sluice_gpu::frozen::Frozen;
 use sluice_gpu::llm::added::Added;
@@ -119,7 +120,7 @@ pub struct TrainLlm {
     pub precision: Precision,
     /// Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): what happens inside a block is computed again on the
     /// way back in place of being kept. It changes no result and takes far less memory, for half as much time again with
-    /// adapters, a third with all weights. The path of GPUs keeps everything.
+    /// adapters, a third with all weights.
     #[schemars(extend("x-resource" = true))]
     pub activation_checkpointing: bool,
     /// Another seed for this stage alone, added to the run's.
@@ -375,9 +376,10 @@ impl Operator for TrainLlm {
             Some(validation) => needed.with_evaluations(&config, validation),
             None => needed,
         };
-        check_memory(context, &needed, self.activation_checkpointing)?;
-        let mut watch = Watch::of_loss(context, "valid loss");
         let device = models::device(context, &self.device)?;
+        let there = free_memory(&device).or_else(machine_memory);
+        check_memory(context, &needed, there, self.activation_checkpointing)?;
+        let mut watch = Watch::of_loss(context, "valid loss");
         let trained = train_model::<Tuned>(
             &config,
             &options,
@@ -649,11 +651,11 @@ fn diverged(error: GpuError) -> Error {
     }
 }
 
-/// Notes what a training will need, and refuses what does not fit into the machine.
-fn check_memory(context: &Context, needed: &Memory, checkpointed: bool) -> Result<()> {
+/// Notes what a training will need, and refuses what does not fit into the memory there is.
+fn check_memory(context: &Context, needed: &Memory, there: Option<usize>, checkpointed: bool) -> Result<()> {
     let gib = |bytes: usize| bytes as f64 / GIB;
     context.note("memory_estimate_gib", (gib(needed.total()) * 1000.0).round() / 1000.0);
-    match machine_memory() {
+    match there {
         Some(there) if needed.total() > there => Err(out_of_memory(needed, there, checkpointed)),
         _ => Ok(()),
     }

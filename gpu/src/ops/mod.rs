@@ -246,7 +246,7 @@ pub trait Graph {
     /// If the shapes differ.
     fn sum(&mut self, parts: &[Self::Node]) -> Result<Self::Node>;
     /// What `block` makes of a matrix. An engine may keep the result alone and run `block` anew on the way back, at the
-    /// price of a second forward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174): [`Tape`] does.
+    /// price of a second forward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174): both do.
     /// `block` must do the same whenever it runs.
     ///
     /// # Errors

@@ -42,6 +42,18 @@ pub struct Stock {
     shapes: Vec<Vec<usize>>,
     index: HashMap<String, usize>,
     frozen: HashMap<String, Tensor>,
+    /// Whether weights take no gradient for now.
+    still: bool,
+    /// Blocks to run anew on the way back, in order.
+    segments: Vec<Segment>,
+}
+
+/// A block of which the result alone was kept.
+struct Segment {
+    x: Tensor,
+    block: Box<dyn Fn(&mut Stock, &Tensor) -> Result<Tensor>>,
+    /// The result, a leaf of the graph.
+    out: Var,
 }
 
 impl Stock {
@@ -60,6 +72,8 @@ impl Stock {
             shapes: vec![],
             index: HashMap::new(),
             frozen: HashMap::new(),
+            still: false,
+            segments: vec![],
         };
         for t in weights.tensors() {
             stock.index.insert(t.name.clone(), stock.names.len());
@@ -117,25 +131,43 @@ impl Stock {
         Ok(Weights::from_tensors(tensors))
     }
 
+    /// Whether weights take gradients from now on. Without, nothing is kept for the way back: for evaluations.
+    pub(crate) fn track(&mut self, track: bool) {
+        self.still = !track;
+    }
+
     /// Gradients of `loss`, in the order of the weights; `None` where the graph does not use one.
     ///
     /// # Errors
-    /// [`Error::Candle`].
-    pub fn backward(&self, loss: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let mut gradients = loss.backward()?;
-        Ok(self.variables.iter().map(|v| gradients.remove(v.as_tensor())).collect())
+    /// [`Error::Candle`], and those of blocks that are run anew.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let segments = std::mem::take(&mut self.segments);
+        let mut found = loss.backward()?;
+        let mut gradients: Vec<Option<Tensor>> = self.variables.iter().map(|v| found.remove(v)).collect();
+        let mut of_results: Vec<Option<Tensor>> = segments.iter().map(|segment| found.remove(&segment.out)).collect();
+        for (at, segment) in segments.iter().enumerate().rev() {
+            let Some(gradient) = of_results[at].take() else {
+                continue;
+            };
+            let out = (segment.block)(self, &segment.x)?;
+            let mut found = (out * gradient)?.sum_all()?.backward()?;
+            for (sum, variable) in gradients.iter_mut().zip(&self.variables) {
+                add(sum, found.remove(variable))?;
+            }
+            for (sum, earlier) in of_results[..at].iter_mut().zip(&segments) {
+                add(sum, found.remove(&earlier.out))?;
+            }
+        }
+        Ok(gradients)
     }
 
     /// Adds the gradients of `loss` to those of another graph over the same weights.
     ///
     /// # Errors
     /// [`Error::Candle`].
-    pub fn backward_onto(&self, loss: &Tensor, gradients: &mut [Option<Tensor>]) -> Result<()> {
+    pub fn backward_onto(&mut self, loss: &Tensor, gradients: &mut [Option<Tensor>]) -> Result<()> {
         for (sum, gradient) in gradients.iter_mut().zip(self.backward(loss)?) {
-            *sum = match (sum.take(), gradient) {
-                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
-                (one, other) => one.or(other),
-            };
+            add(sum, gradient)?;
         }
         Ok(())
     }
@@ -275,6 +307,15 @@ impl Stock {
     }
 }
 
+/// Adds a gradient to others, where there is one.
+fn add(sum: &mut Option<Tensor>, gradient: Option<Tensor>) -> Result<()> {
+    *sum = match (sum.take(), gradient) {
+        (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+        (one, other) => one.or(other),
+    };
+    Ok(())
+}
+
 /// What is no factor of a product.
 fn full(x: &Tensor) -> Result<Tensor> {
     Ok(x.to_dtype(DType::F32)?)
@@ -299,6 +340,7 @@ impl Graph for Stock {
 
     fn weight(&mut self, name: &str) -> Result<Tensor> {
         match self.index.get(name) {
+            Some(&i) if self.still => Ok(self.variables[i].as_detached_tensor()),
             Some(&i) => Ok(self.variables[i].as_tensor().clone()),
             None => self.frozen.get(name).cloned().ok_or_else(|| Error::TensorNames {
                 missing: vec![name.into()],
@@ -563,6 +605,27 @@ impl Graph for Stock {
             sum = (sum + full(part)?)?;
         }
         Ok(sum)
+    }
+
+    fn recomputed(
+        &mut self,
+        x: &Tensor,
+        block: impl Fn(&mut Self, &Tensor) -> Result<Tensor> + 'static,
+    ) -> Result<Tensor> {
+        if self.still {
+            return block(self, x);
+        }
+        self.still = true;
+        let out = block(self, &x.detach());
+        self.still = false;
+        let out = Var::from_tensor(&out?.detach())?;
+        let result = out.as_tensor().clone();
+        self.segments.push(Segment {
+            x: x.clone(),
+            block: Box::new(block),
+            out,
+        });
+        Ok(result)
     }
 
     fn shape(&self, node: &Tensor) -> (usize, usize) {

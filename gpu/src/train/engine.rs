@@ -216,13 +216,19 @@ impl<M: Model> Engine<M> {
         key: Key,
         on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
     ) -> Result<(f64, f64)> {
-        let place = match self {
-            Engine::Fast { model, workspace, .. } => Place::Cpu(model, workspace),
-            Engine::Stock { model, stock, .. } => Place::Device(model.config(), stock),
-        };
-        M::evaluate(place, validation, key, &mut |users, total| {
-            tell(on_event, TrainEvent::Evaluating { users, total })
-        })
+        let mut progress = |users, total| tell(on_event, TrainEvent::Evaluating { users, total });
+        match self {
+            Engine::Fast { model, workspace, .. } => {
+                M::evaluate(Place::Cpu(model, workspace), validation, key, &mut progress)
+            }
+            Engine::Stock { model, stock, .. } => {
+                stock.track(false);
+                let place = Place::Device(model.config(), stock);
+                let metrics = M::evaluate(place, validation, key, &mut progress);
+                stock.track(true);
+                metrics
+            }
+        }
     }
 
     /// Which engine it is: a state of one is no state of the other.
