@@ -1,6 +1,7 @@
 //! The stock engine: the same operations out of candle's own, on any device.
 //!
-//! Attention pads inside and unpads its result; masks of dropout are drawn on the host so that both engines agree.
+//! Attention pads inside and unpads its result; masks of dropout are drawn on the host so that both engines agree. Where a
+//! device has kernels of ours ([`Kernels`]), these do neither, and take the place of what is slow or many operations.
 //!
 //! With [`Precision::Bf16`] linear maps and the two products of attention take and give bf16, and what passes between
 //! them is bf16. Weights, the residual stream, norms, softmax, sums over rows and losses stay f32; so do gradients of
