@@ -5,12 +5,15 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    for variable in ["CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    let home = std::env::var_os("CUDA_HOME").or_else(|| std::env::var_os("CUDA_PATH"));
-    let nvcc = home.map_or_else(|| PathBuf::from("nvcc"), |home| PathBuf::from(home).join("bin/nvcc"));
+    let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let home = home.filter(|home| !home.is_empty()).map(PathBuf::from).next();
+    let nvcc = home.map_or_else(|| PathBuf::from("nvcc"), |home| home.join("bin/nvcc"));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.ptx");
     let status = Command::new(&nvcc)
         .args(["--ptx", "-arch=compute_80", "-std=c++17", "-O3", "-o"])

@@ -3,8 +3,8 @@
 
 template <typename T>
 __device__ void dropout(const T *x, T *out, unsigned n, unsigned low, unsigned high, unsigned threshold, float scale) {
-    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
-        out[i] = bits32(low, high, i) >= threshold ? narrow<T>(widen(x[i]) * scale) : narrow<T>(0.0f);
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
+        out[i] = bits32(low, high, unsigned(i)) >= threshold ? narrow<T>(widen(x[i]) * scale) : narrow<T>(0.0f);
 }
 
 // out[n] = x[n] · mask · scale

@@ -98,7 +98,7 @@ CROSS_ENTROPY(block_bf16, false, bf16)
 
 // joint [rows, 1 + columns] gets -1e30 at the elements (row, column) of `hidden`, whose column 0 is joint's column 1.
 KERNEL(hide, float *joint, const unsigned *hidden, unsigned count, unsigned columns) {
-    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size_t(gridDim.x) * blockDim.x)
         joint[size_t(hidden[2 * i]) * (columns + 1) + 1 + hidden[2 * i + 1]] = -1e30f;
 }
 

@@ -32,7 +32,14 @@ fn open(index: usize) -> std::result::Result<Device, String> {
     }
     // What follows the first line is a trace of candle's.
     let told = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_string();
-    Device::new_cuda(index).map_err(told)
+    // One stream for all threads: what one of them launches comes after what another launched before.
+    let device = Device::new_cuda_with_stream(index).map_err(told)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: nothing of this device runs on another stream, and no tensor of it exists yet.
+        unsafe { cuda.disable_event_tracking() };
+    }
+    Ok(device)
 }
 
 /// Bytes of memory that a GPU has free; `None` for the CPU.

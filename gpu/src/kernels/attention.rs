@@ -31,6 +31,12 @@ impl Kernels {
                 shape.key_dim,
             ));
         }
+        if let Some(bias) = bias {
+            let rows = shape.buckets.map_or(0, |buckets| buckets.buckets);
+            if bias.dims() != [rows, shape.heads] {
+                return Err(Error::shape("relative bias", (rows, shape.heads), bias.dims()));
+            }
+        }
         let tiles = Tiles::of(shape.key_dim, q.dtype());
         let run = Run {
             kernels: self.clone(),

@@ -25,6 +25,9 @@ impl Cuda {
 
 impl Launcher for Cuda {
     fn launch(&self, launch: &Launch) -> Result<()> {
+        // A function is looked up in the context of the calling thread, which may have none yet.
+        let stream = self.device.cuda_stream();
+        stream.context().bind_to_thread().map_err(|e| failed(launch, &e))?;
         let function = self.device.get_or_load_custom_func(launch.kernel, "sluice", PTX)?;
         if launch.shared > 48 << 10 {
             use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum as Attribute;

@@ -482,10 +482,13 @@ impl Graph for Stock {
         expect("sampled_cross_entropy", (rows, 1), own)?;
         check_hidden(&hidden, rows, columns)?;
         if let Some(kernels) = &self.kernels {
-            let pairs = self.indices(hidden.iter().flat_map(|&(row, column)| [row, column]).collect())?;
-            let pairs = (!hidden.is_empty())
-                .then(|| pairs.reshape((hidden.len(), 2)))
-                .transpose()?;
+            let pairs = match hidden.is_empty() {
+                true => None,
+                false => {
+                    let pairs = hidden.iter().flat_map(|&(row, column)| [row, column]).collect();
+                    Some(self.indices(pairs)?.reshape((hidden.len(), 2))?)
+                }
+            };
             return kernels.sampled_cross_entropy(own, others, pairs.as_ref());
         }
         let mut mask = vec![0f32; rows * columns];
