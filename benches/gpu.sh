@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a GPU makes of it, in one command: every operation of the stock engine on the device held to the kernels of the CPU,
-# forward and backward (f32); a training step of TIGER 13M, and one of LoRA on the shape of Qwen3-0.6B, beside PyTorch on
-# the same device, eager and compiled (bf16); beam search inside the trie of all titles on that shape, beside `generate` of
-# transformers with prefix_allowed_tokens_fn (bf16). Prints tokens and users a second, the share of PEAK_TFLOPS (989:
-# dense bf16 of an H100), and the most memory that nvidia-smi saw in use.
+# What a GPU makes of it, in one command: its operations and the kernels of gpu/kernels held to the CPU, forward and backward,
+# and so are Adam, generation and k-means by them; a training step of TIGER 13M, and one of LoRA on the shape of Qwen3-0.6B,
+# beside PyTorch on the same device, eager and compiled (bf16); beam search inside the trie of all titles on that shape,
+# beside `generate` of transformers with prefix_allowed_tokens_fn (bf16). Prints tokens and users a second, the share of
+# PEAK_TFLOPS (989: dense bf16 of an H100), and the most memory that nvidia-smi saw in use.
 # Needs a CUDA toolkit to build (cuda_toolkit.sh makes one), else PARITY, BENCH_TIGER, BENCH_LLM and BENCH_GENERATE name
 # what was built elsewhere: the tests of sluice-gpu, and its benches tiger, llm_train and llm_generate, all with --features
 # cuda. Peers as in tiger.sh.
@@ -30,12 +30,13 @@ watched() {
 }
 
 [[ "$DEVICE" == cpu ]] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-echo "== parity of the operations, stock engine on $DEVICE"
+echo "== parity of operations and kernels on $DEVICE"
+tests=(ops::parity kernels optim on_device kmeans --test-threads 1)
 if [[ -n "${PARITY:-}" ]]; then
-    SLUICE_DEVICE=$DEVICE "$PARITY" ops::parity --test-threads 1
+    SLUICE_DEVICE=$DEVICE "$PARITY" "${tests[@]}"
 else
     # shellcheck disable=SC2086
-    SLUICE_DEVICE=$DEVICE cargo test --release -p sluice-gpu $FEATURES --lib -- ops::parity --test-threads 1
+    SLUICE_DEVICE=$DEVICE cargo test --release -p sluice-gpu $FEATURES --lib -- "${tests[@]}"
 fi
 echo "== TIGER 13M"
 BENCH=${BENCH_TIGER:-} STEPS=${STEPS:-40} watched benches/tiger.sh

@@ -74,7 +74,10 @@ pub trait Launcher: Send + Sync {
 
 /// The kernels of one device.
 #[derive(Clone)]
-pub struct Kernels(Arc<dyn Launcher>);
+pub struct Kernels {
+    launcher: Arc<dyn Launcher>,
+    device: Device,
+}
 
 /// An argument of a kernel.
 #[derive(Clone, Copy)]
@@ -98,18 +101,26 @@ impl std::fmt::Debug for Kernels {
 }
 
 impl Kernels {
-    /// Kernels that a launcher runs.
-    pub fn new(launcher: Arc<dyn Launcher>) -> Self {
-        Kernels(launcher)
+    /// Kernels that a launcher runs, on tensors of a device.
+    pub fn new(launcher: Arc<dyn Launcher>, device: &Device) -> Self {
+        Kernels {
+            launcher,
+            device: device.clone(),
+        }
     }
 
     /// Those of a device: there are some for GPUs, where this build has them.
     pub fn of(device: &Device) -> Option<Self> {
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Some(Kernels::new(Arc::new(cuda::Cuda::new(device)))),
+            Device::Cuda(gpu) => Some(Kernels::new(Arc::new(cuda::Cuda::new(gpu)), device)),
             _ => None,
         }
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Runs a kernel of `grid` blocks of so many threads, which share so many bytes.
@@ -125,7 +136,7 @@ impl Kernels {
             return Ok(());
         }
         let words: Result<Vec<Word>> = arguments.iter().map(word).collect();
-        self.0.launch(&Launch {
+        self.launcher.launch(&Launch {
             kernel,
             grid: (number(grid.0)?, number(grid.1)?),
             threads: number(threads)?,

@@ -350,6 +350,7 @@ vectorized! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simulator;
     use crate::ops::Stock;
     use crate::random::Key;
     use crate::weights::{Declaration, Init};
@@ -371,7 +372,7 @@ mod tests {
                 &[declare("a", &[13, 33]), declare("b", &[7]), declare("c", &[70, 33])],
                 1,
             );
-            for kernels in [None, crate::kernels::simulator::simulator()] {
+            for kernels in [None, simulator::kernels()] {
                 steps_agree(config, start.clone(), kernels);
             }
         }
@@ -379,7 +380,7 @@ mod tests {
 
     /// A gradient that is missing is one of zeros.
     fn steps_agree(config: AdamConfig, mut weights: Weights, kernels: Option<Kernels>) {
-        let stock = Stock::new(&weights, &candle_core::Device::Cpu).unwrap();
+        let stock = Stock::new(&weights, &simulator::device()).unwrap();
         let mut fast = Adam::new(config);
         let mut slow = StockAdam::new(config).with_kernels(kernels);
         for step in 0..5 {

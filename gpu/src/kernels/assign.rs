@@ -51,17 +51,17 @@ impl Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simulator::{device, kernels};
     use crate::kmeans;
     use crate::random::Key;
-    use candle_core::Device;
 
     fn check(n: usize, d: usize, rows_nd: &[f32], centroids_cd: &[f32]) {
-        let Some(kernels) = crate::kernels::simulator::simulator() else {
+        let Some(kernels) = kernels() else {
             return;
         };
         let count = centroids_cd.len() / d;
-        let x = Tensor::from_slice(rows_nd, (n, d), &Device::Cpu).unwrap();
-        let centroids = Tensor::from_slice(centroids_cd, (count, d), &Device::Cpu).unwrap();
+        let x = Tensor::from_slice(rows_nd, (n, d), &device()).unwrap();
+        let centroids = Tensor::from_slice(centroids_cd, (count, d), &device()).unwrap();
         let (index, distance) = kernels.assign(&x, &centroids).unwrap();
         let (want, distances) = kmeans::assign(rows_nd, d, centroids_cd).unwrap();
         assert_eq!(index.to_vec1::<u32>().unwrap(), want, "{n} x {d}, {count}");
@@ -100,10 +100,10 @@ mod tests {
                 .map(|x| x * 1e25)
                 .collect::<Vec<_>>()
         };
-        let Some(kernels) = crate::kernels::simulator::simulator() else {
+        let Some(kernels) = kernels() else {
             return;
         };
-        let of = |x: &[f32]| Tensor::from_slice(x, (13, 7), &Device::Cpu).unwrap();
+        let of = |x: &[f32]| Tensor::from_slice(x, (13, 7), &device()).unwrap();
         let (index, _) = kernels.assign(&of(&far(1)), &of(&far(2))).unwrap();
         let (want, _) = kmeans::assign(&far(1), 7, &far(2)).unwrap();
         assert_eq!(index.to_vec1::<u32>().unwrap(), want);
@@ -121,10 +121,10 @@ mod tests {
 
     #[test]
     fn misuse_is_an_error() {
-        let Some(kernels) = crate::kernels::simulator::simulator() else {
+        let Some(kernels) = kernels() else {
             return;
         };
-        let of = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
+        let of = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &device()).unwrap();
         assert!(kernels.assign(&of(3, 5), &of(2, 4)).is_err());
         assert!(kernels.assign(&of(3, 5), &of(0, 5)).is_err());
         assert!(

@@ -111,8 +111,8 @@ impl Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simulator::{device, kernels};
     use crate::random::Key;
-    use candle_core::Device;
 
     /// Beams of users as plain numbers.
     struct Case {
@@ -176,13 +176,12 @@ mod tests {
     }
 
     fn run(case: &Case, dtype: DType, places: usize, among: Among) -> Option<Continuations> {
-        let kernels = crate::kernels::simulator::simulator()?;
-        let cpu = Device::Cpu;
-        let logits = Tensor::from_slice(&case.logits_rv, (case.scores_r.len(), case.columns), &cpu).unwrap();
-        let of = |x: &[u32]| Tensor::from_slice(x, x.len(), &cpu).unwrap();
+        let kernels = kernels()?;
+        let logits = Tensor::from_slice(&case.logits_rv, (case.scores_r.len(), case.columns), &device()).unwrap();
+        let of = |x: &[u32]| Tensor::from_slice(x, x.len(), &device()).unwrap();
         let beams = Beams {
             logits: &logits.to_dtype(dtype).unwrap(),
-            scores: &Tensor::from_slice(&case.scores_r, case.scores_r.len(), &cpu).unwrap(),
+            scores: &Tensor::from_slice(&case.scores_r, case.scores_r.len(), &device()).unwrap(),
             children: &of(&case.children),
             tokens: &of(&case.tokens),
             users: &of(&case.users),

@@ -1,7 +1,9 @@
-//! The simulator: the kernels compiled for the CPU by the C++ compiler, and run there. See `gpu/kernels/simulator.h`.
+//! Where tests run kernels: on the GPU that SLUICE_DEVICE names, else in the simulator, which is the kernels compiled for
+//! the CPU by the C++ compiler. See `gpu/kernels/simulator.h`.
 
 use super::{Kernels, Launch, Launcher, Word};
 use crate::error::{Error, Result};
+use candle_core::Device;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -25,10 +27,20 @@ struct Simulator {
     launches: AtomicU32,
 }
 
-/// The simulator; `None`, said on standard error, where there is no C++ compiler.
-pub(crate) fn simulator() -> Option<Kernels> {
+/// The device that SLUICE_DEVICE (`cpu`) names, opened once.
+pub(crate) fn device() -> Device {
+    static OPENED: OnceLock<Device> = OnceLock::new();
+    let name = || std::env::var("SLUICE_DEVICE").unwrap_or_else(|_| "cpu".into());
+    OPENED.get_or_init(|| crate::device::device(&name()).unwrap()).clone()
+}
+
+/// Its kernels, simulated on the CPU; `None`, said on standard error, where there is no C++ compiler.
+pub(crate) fn kernels() -> Option<Kernels> {
     static BUILT: OnceLock<Option<Kernels>> = OnceLock::new();
-    BUILT.get_or_init(build).clone()
+    match device().is_cpu() {
+        true => BUILT.get_or_init(build).clone(),
+        false => Kernels::of(&device()),
+    }
 }
 
 fn build() -> Option<Kernels> {
@@ -69,10 +81,11 @@ fn build() -> Option<Kernels> {
         assert!(!found.is_null(), "the simulator has no entry");
         std::mem::transmute::<*mut c_void, Simulate>(found)
     };
-    Some(Kernels::new(Arc::new(Simulator {
+    let simulator = Simulator {
         simulate: Mutex::new(simulate),
         launches: AtomicU32::new(0),
-    })))
+    };
+    Some(Kernels::new(Arc::new(simulator), &Device::Cpu))
 }
 
 impl Launcher for Simulator {

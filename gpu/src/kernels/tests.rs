@@ -1,5 +1,6 @@
 //! What `ops/parity.rs` cannot reach: kernels behind products in bf16, and losses by several chunks of logits.
 
+use super::simulator::{device, kernels};
 use super::*;
 use crate::ops::Dropout;
 use crate::random::Key;
@@ -8,7 +9,7 @@ use candle_core::Var;
 fn draw(seed: u64, rows: usize, columns: usize) -> Tensor {
     let key = Key::new(seed);
     let data: Vec<f32> = (0..(rows * columns) as u64).map(|i| key.normal(i) as f32).collect();
-    Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap()
+    Tensor::from_vec(data, (rows, columns), &device()).unwrap()
 }
 
 fn numbers(x: &Tensor) -> Vec<f32> {
@@ -37,7 +38,7 @@ fn both(what: &str, inputs: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Vec<Ten
 
 #[test]
 fn bf16_is_f32_rounded() {
-    let Some(kernels) = simulator::simulator() else {
+    let Some(kernels) = kernels() else {
         return;
     };
     let dropout = Dropout {
@@ -68,13 +69,13 @@ fn bf16_is_f32_rounded() {
             kernels.add_onto(&of[0], &sum, false)?;
             let over = unwritten(&sum, sum.shape(), DType::F32)?;
             kernels.add_onto(&of[0], &over, true)?;
-            let factor = Tensor::from_vec(vec![-1.7f32], (1, 1), &Device::Cpu)?;
+            let factor = Tensor::from_vec(vec![-1.7f32], (1, 1), &device())?;
             let narrow = kernels.scaled(&of[0], &factor, DType::BF16)?;
             Ok(vec![sum, over, narrow, kernels.scaled(&of[0], &factor, DType::F32)?])
         });
         both("loss", &[x.clone()], |of| {
             let codes: Vec<u32> = (0..rows).map(|i| (i * 5 % columns) as u32).collect();
-            let codes = Tensor::from_vec(codes, rows, &Device::Cpu)?;
+            let codes = Tensor::from_vec(codes, rows, &device())?;
             let losses = unwritten(&of[0], rows, DType::F32)?;
             let logits = of[0].copy()?;
             kernels.loss_in_place(&logits, &codes, &losses, 0.5)?;
@@ -90,12 +91,12 @@ fn bf16_is_f32_rounded() {
 
 #[test]
 fn logits_by_chunks_give_what_all_of_them_give() {
-    let Some(kernels) = simulator::simulator() else {
+    let Some(kernels) = kernels() else {
         return;
     };
     let (rows, n, d) = (23, 61, 5);
     let codes: Vec<u32> = (0..rows as u32).map(|i| i * 31 % n as u32).collect();
-    let codes = Tensor::from_vec(codes, rows, &Device::Cpu).unwrap();
+    let codes = Tensor::from_vec(codes, rows, &device()).unwrap();
     for frozen in [false, true] {
         let run = |room: usize| {
             let x = Var::from_tensor(&draw(1, rows, d)).unwrap();

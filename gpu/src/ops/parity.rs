@@ -1,25 +1,15 @@
 //! Every kernel against its stock twin, forward and backward, on odd sizes, and against itself on one thread.
-//! SLUICE_DEVICE (`cpu`) says where the twin runs: with `cuda` the stock engine of a GPU is held to the kernels of the CPU.
+//! SLUICE_DEVICE (`cpu`) says where the twin runs: with `cuda` stock operations and kernels of a GPU are held to the CPU.
 
 use super::*;
 use crate::frozen::Frozen;
+use crate::kernels::simulator::{device, kernels};
 use crate::weights::{Weight, Weights};
-use candle_core::Device;
 
-/// The device of the stock engine.
-fn twin() -> Device {
-    let name = std::env::var("SLUICE_DEVICE").unwrap_or_else(|_| "cpu".into());
-    crate::device::device(&name).unwrap()
-}
-
-/// The stock engine by stock operations alone, and with the kernels for GPUs: its own, or simulated ones on the CPU.
+/// The stock engine by stock operations alone, and with the kernels for GPUs.
 fn twins(weights: &Weights) -> Vec<Stock> {
-    let stock = || Stock::new(weights, &twin()).unwrap();
-    let kernels = match twin().is_cpu() {
-        true => crate::kernels::simulator::simulator(),
-        false => crate::kernels::Kernels::of(&twin()),
-    };
-    let with_kernels = kernels.map(|kernels| stock().with_kernels(Some(kernels)));
+    let stock = || Stock::new(weights, &device()).unwrap();
+    let with_kernels = kernels().map(|kernels| stock().with_kernels(Some(kernels)));
     std::iter::once(stock().with_kernels(None))
         .chain(with_kernels)
         .collect()
@@ -213,10 +203,7 @@ fn losses_of_any_width() {
 /// With products in bf16, what is no product: the kernels against the stock operations.
 #[test]
 fn bf16() {
-    if !twin().is_cpu() {
-        return;
-    }
-    let Some(kernels) = crate::kernels::simulator::simulator() else {
+    let Some(kernels) = kernels() else {
         return;
     };
     type Run = fn(&mut Stock, &[candle_core::Tensor]) -> Result<candle_core::Tensor>;
@@ -267,7 +254,7 @@ fn bf16() {
         let all = weights(&[("x", rows, columns), ("y", rows, columns), ("w", 1, columns)]);
         for (name, run) in &runs {
             let result = |kernels: Option<crate::kernels::Kernels>| {
-                let stock = Stock::new(&all, &Device::Cpu).unwrap();
+                let stock = Stock::new(&all, &device()).unwrap();
                 let mut stock = stock.with_precision(Precision::Bf16).with_kernels(kernels);
                 let half = |name: &str, stock: &mut Stock| {
                     let x = stock.weight(name).unwrap();
