@@ -22,11 +22,10 @@ mod sums;
 #[cfg(test)]
 mod tests;
 
-pub use search::{Among, Beams, Continuations};
-
 pub(crate) use attention::WIDEST as WIDEST_HEAD;
 pub(crate) use heads::Places;
 pub(crate) use loss::LOGITS;
+pub(crate) use search::Among;
 
 use crate::error::{Error, Result};
 use candle_core::{

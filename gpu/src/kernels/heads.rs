@@ -10,12 +10,18 @@ use std::sync::Arc;
 /// Warps of a block.
 const WARPS: usize = THREADS / WARP;
 
-/// Positions of rows and their angles on the device; all layers of a forward pass have the same.
+/// What holds for all heads of one operation, on the device; all layers of a forward pass have the same.
 pub(crate) struct Places {
-    of: Heads,
-    cosines: Tensor,
-    sines: Tensor,
-    positions: Tensor,
+    /// K, the width of a head.
+    pub key_dim: usize,
+    /// Added to the mean square in the norm of a head.
+    pub epsilon: f32,
+    /// Of all positions, [P, K/2].
+    pub cosines: Tensor,
+    /// The same.
+    pub sines: Tensor,
+    /// The position of every row, [T].
+    pub positions: Tensor,
 }
 
 impl Places {
@@ -24,16 +30,12 @@ impl Places {
         let Rotations { cos_pk, sin_pk, pairs } = &*shape.rotations;
         let table = |of: &[f32]| Tensor::from_slice(of, (of.len() / pairs.max(&1), *pairs), device);
         Ok(Places {
+            key_dim: shape.key_dim,
+            epsilon: shape.epsilon,
             cosines: table(cos_pk)?,
             sines: table(sin_pk)?,
             positions: Tensor::from_slice(&shape.positions, shape.positions.len(), device)?,
-            of: shape.clone(),
         })
-    }
-
-    /// Whether they are those of this operation.
-    pub(crate) fn are_of(&self, shape: &Heads) -> bool {
-        Arc::ptr_eq(&self.of.rotations, &shape.rotations) && Arc::ptr_eq(&self.of.positions, &shape.positions)
     }
 }
 
@@ -51,8 +53,8 @@ struct Part {
 
 impl Kernels {
     /// Heads of all sources side by side in f32, checked before. Norms are f32.
-    pub(crate) fn heads(&self, sources: &[Source<Tensor>], shape: &Heads, places: &Arc<Places>) -> Result<Tensor> {
-        let k = shape.key_dim;
+    pub(crate) fn heads(&self, sources: &[Source<Tensor>], places: &Arc<Places>) -> Result<Tensor> {
+        let (k, epsilon) = (places.key_dim, places.epsilon);
         let (mut inputs, mut parts, mut wide) = (vec![], vec![], 0);
         for source in sources {
             let heads = source.x.dim(1)? / k;
@@ -72,7 +74,7 @@ impl Kernels {
             wide += heads * k * source.repeat;
         }
         let of: Vec<&Tensor> = inputs.iter().collect();
-        let rows = shape.positions.len();
+        let rows = places.positions.dim(0)?;
         let numbers = move |part: &Part, epsilon: f32| {
             [
                 Argument::Number(rows),
@@ -84,7 +86,6 @@ impl Kernels {
                 Argument::Real(epsilon),
             ]
         };
-        let epsilon = shape.epsilon;
         let parts = Arc::new(parts);
         let (kernels, all, angles) = (self.clone(), parts.clone(), places.clone());
         let back = move |of: &[&Tensor], _: &Tensor, gradient: &Tensor| {

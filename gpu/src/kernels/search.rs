@@ -1,110 +1,101 @@
-//! One step of a beam search over a trie: log-probabilities, what the trie allows, and the best continuations.
+//! One step of a beam search over a trie: log-probabilities of the tokens that it allows, and the best continuations.
 
-use super::{Argument, Kernels, of_type};
-use crate::error::{Error, Result};
+use super::sums::ROOM;
+use super::{Argument, Kernels, THREADS, WARP, unwritten};
+use crate::error::Result;
 use candle_core::{DType, Tensor};
-
-/// Threads of a block.
-const THREADS: usize = 256;
-/// Most places of a user: what a block can sort.
-const MOST: usize = 4096;
 
 /// What the probabilities of a row add up to 1 over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Among {
-    /// All V tokens.
+pub(crate) enum Among {
+    /// All columns of the logits.
     All,
     /// The row's candidates.
     Candidates,
 }
 
-/// The beams of some users, R in all, and the tokens that may come next. All tensors are on one device.
-#[derive(Debug, Clone, Copy)]
-pub struct Beams<'a> {
-    /// Logits of the next token, [R, V], f32 or bf16.
-    pub logits: &'a Tensor,
-    /// The score of every beam so far, [R] of f32.
-    pub scores: &'a Tensor,
-    /// Where the candidates of every beam start, and one more: [R + 1] of u32, from 0 to M.
-    pub children: &'a Tensor,
-    /// The candidates of all beams, [M] of u32, each below V; a beam's own by ascending token.
-    pub tokens: &'a Tensor,
-    /// Where the beams of every user start, and one more: [U + 1] of u32, from 0 to R.
-    pub users: &'a Tensor,
-}
-
-/// The best continuations of every user, best first, [U, places] each.
-#[derive(Debug, Clone)]
-pub struct Continuations {
-    /// Scores, f32: of the beam, plus the log-probability of the token. -∞ where there are no more; a score that is not a
-    /// number comes first.
-    pub scores: Tensor,
-    /// The beam of each, a row of the logits, u32; `u32::MAX` where there are no more.
-    pub rows: Tensor,
-    /// Its place in `tokens`, u32; `u32::MAX` where there are no more.
-    pub candidates: Tensor,
+/// Tokens that may follow the beams of a search: R beams, M candidates in all, a beam's own by ascending token.
+pub(crate) struct Candidates {
+    kernels: Kernels,
+    among: Among,
+    /// The scores of the beams, [R].
+    beams: Tensor,
+    /// Where the candidates of every beam start, and one more: [R + 1].
+    starts: Tensor,
+    /// The column of the logits that every candidate has, [M].
+    columns: Tensor,
+    /// Of every candidate, [M].
+    log_probabilities: Tensor,
+    /// The same with the score of the beam, [M].
+    scores: Tensor,
 }
 
 impl Kernels {
-    /// The best `places` continuations of every user's beams. Ties go to the earlier beam, then to the smaller token.
-    /// The offsets and tokens are not looked at here: they must be as [`Beams`] says.
-    ///
-    /// # Errors
-    /// Other shapes or types, more than 4096 places, or an error of the device.
-    pub fn continue_beams(&self, beams: &Beams, places: usize, among: Among) -> Result<Continuations> {
-        let (rows, columns) = beams.logits.dims2()?;
-        let users = beams.users.dim(0)?.saturating_sub(1);
-        let sizes = [beams.scores.dims1()?, beams.children.dims1()?, beams.users.dims1()?];
-        if sizes != [rows, rows + 1, users + 1] {
-            return Err(Error::shape("beams", [rows, rows + 1, users + 1], sizes));
-        }
-        for (of, dtype) in [
-            (beams.scores, DType::F32),
-            (beams.children, DType::U32),
-            (beams.tokens, DType::U32),
-            (beams.users, DType::U32),
-        ] {
-            if of.dtype() != dtype {
-                return Err(Error::shape("beams", dtype.as_str(), of.dtype().as_str()));
-            }
-        }
-        if !(1..=MOST).contains(&places) {
-            return Err(Error::config("places", format!("must be 1 to {MOST}")));
-        }
-        let device = beams.logits.device();
-        let logits = beams.logits.contiguous()?;
-        let all = Tensor::zeros(beams.tokens.dims1()?.max(1), DType::F32, device)?;
+    /// Candidates of beams with these scores, which start at `starts`, which has one more; probabilities come next.
+    pub(crate) fn candidates(
+        &self,
+        beams_r: &[f32],
+        starts: &[u32],
+        columns_m: &[u32],
+        among: Among,
+    ) -> Result<Candidates> {
+        let of = |values: &[u32]| Tensor::from_slice(values, values.len(), self.device());
+        let beams = Tensor::from_slice(beams_r, beams_r.len(), self.device())?;
+        Ok(Candidates {
+            kernels: self.clone(),
+            among,
+            starts: of(starts)?,
+            columns: of(columns_m)?,
+            log_probabilities: unwritten(&beams, columns_m.len(), DType::F32)?,
+            scores: unwritten(&beams, columns_m.len(), DType::F32)?,
+            beams,
+        })
+    }
+}
+
+impl Candidates {
+    /// Scores the candidates of the beams from `first` on, by their logits [rows, V] of f32.
+    pub(crate) fn score(&self, first: usize, logits: &Tensor) -> Result<()> {
+        let (rows, width) = logits.dims2()?;
+        let logits = logits.contiguous()?;
         let arguments = [
             Argument::Read(&logits),
-            Argument::Read(beams.scores),
-            Argument::Read(beams.children),
-            Argument::Read(beams.tokens),
-            Argument::Write(&all),
-            Argument::Number(columns),
-            Argument::Number((among == Among::Candidates).into()),
+            Argument::Read(&self.beams.narrow(0, first, rows)?),
+            Argument::Read(&self.starts.narrow(0, first, rows + 1)?),
+            Argument::Read(&self.columns),
+            Argument::Write(&self.log_probabilities),
+            Argument::Write(&self.scores),
+            Argument::Number(width),
+            Argument::Number((self.among == Among::Candidates).into()),
         ];
-        let kernel = of_type("search_scores", logits.dtype())?;
-        self.run(&kernel, (rows, 1), THREADS, 33 * size_of::<f32>(), &arguments)?;
+        let threads = width.next_multiple_of(WARP).min(THREADS);
+        self.kernels.run("search_scores", (rows, 1), threads, ROOM, &arguments)
+    }
 
-        let found = Continuations {
-            scores: Tensor::zeros((users, places), DType::F32, device)?,
-            rows: Tensor::zeros((users, places), DType::U32, device)?,
-            candidates: Tensor::zeros((users, places), DType::U32, device)?,
-        };
-        let room = places.next_power_of_two();
+    /// Candidates with their log-probabilities, all scored before, in any order: at least the best `most` of every user,
+    /// whose candidates start at `users`, which has one more. Ties go to the earlier candidate, and a score that is not
+    /// a number comes first.
+    pub(crate) fn best(&self, users: &[u32], most: usize) -> Result<Vec<(u32, f32)>> {
+        if users.windows(2).all(|ends| (ends[1] - ends[0]) as usize <= most) {
+            return Ok((0..).zip(self.log_probabilities.to_vec1()?).collect());
+        }
+        let device = self.kernels.device();
+        let count = users.len() - 1;
+        let found = Tensor::zeros((count, most, 2), DType::U32, device)?;
         let arguments = [
-            Argument::Read(&all),
-            Argument::Read(beams.children),
-            Argument::Read(beams.users),
-            Argument::Write(&found.scores),
-            Argument::Write(&found.rows),
-            Argument::Write(&found.candidates),
-            Argument::Number(places),
-            Argument::Number(room),
+            Argument::Read(&self.scores),
+            Argument::Read(&self.log_probabilities),
+            Argument::Read(&Tensor::from_slice(users, users.len(), device)?),
+            Argument::Write(&found),
+            Argument::Number(most),
         ];
-        let shared = room * size_of::<u64>() + (256 + 3) * size_of::<u32>();
-        self.run("search_best", (users, 1), THREADS, shared, &arguments)?;
-        Ok(found)
+        let shared = (256 + 3) * size_of::<u32>();
+        self.kernels
+            .run("search_best", (count, 1), THREADS, shared, &arguments)?;
+        // In one piece: every copy waits for the device.
+        let found: Vec<u32> = found.flatten_all()?.to_vec1()?;
+        let there = found.chunks_exact(2).filter(|pair| pair[0] != u32::MAX);
+        Ok(there.map(|pair| (pair[0], f32::from_bits(pair[1]))).collect())
     }
 }
 
@@ -152,8 +143,8 @@ mod tests {
         }
     }
 
-    /// In f64, by sorting.
-    fn slow(case: &Case, user: usize, places: usize, among: Among) -> Vec<(f64, u32, u32)> {
+    /// In f64, by sorting: the best candidates of a user, ascending, with their log-probabilities.
+    fn slow(case: &Case, user: usize, most: usize, among: Among) -> Vec<(u32, f64)> {
         let mut all = vec![];
         for row in case.users[user]..case.users[user + 1] {
             let logits = &case.logits_rv[row as usize * case.columns..][..case.columns];
@@ -164,47 +155,43 @@ mod tests {
                 Among::Candidates => own.clone().map(|i| exp(logits[case.tokens[i as usize] as usize])).sum(),
             };
             all.extend(own.map(|i| {
-                let logit = logits[case.tokens[i as usize] as usize];
-                let score = f64::from(case.scores_r[row as usize]) + f64::from(logit) - sum.ln();
-                (score, row, i)
+                let of = f64::from(logits[case.tokens[i as usize] as usize]) - sum.ln();
+                (f64::from(case.scores_r[row as usize]) + of, i, of)
             }));
         }
-        all.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        all.truncate(places);
-        all.resize(places, (f64::NEG_INFINITY, u32::MAX, u32::MAX));
-        all
+        all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        all.truncate(most);
+        all.sort_by_key(|(_, i, _)| *i);
+        all.into_iter().map(|(_, i, of)| (i, of)).collect()
     }
 
-    fn run(case: &Case, dtype: DType, places: usize, among: Among) -> Option<Continuations> {
+    /// By kernels, which see the logits in pieces of `size` rows; ascending.
+    fn run(case: &Case, size: usize, most: usize, among: Among) -> Option<Vec<(u32, f32)>> {
         let kernels = kernels()?;
-        let logits = Tensor::from_slice(&case.logits_rv, (case.scores_r.len(), case.columns), &device()).unwrap();
-        let of = |x: &[u32]| Tensor::from_slice(x, x.len(), &device()).unwrap();
-        let beams = Beams {
-            logits: &logits.to_dtype(dtype).unwrap(),
-            scores: &Tensor::from_slice(&case.scores_r, case.scores_r.len(), &device()).unwrap(),
-            children: &of(&case.children),
-            tokens: &of(&case.tokens),
-            users: &of(&case.users),
-        };
-        Some(kernels.continue_beams(&beams, places, among).unwrap())
+        let rows = case.scores_r.len();
+        let logits = Tensor::from_slice(&case.logits_rv, (rows, case.columns), &device()).unwrap();
+        let candidates = kernels.candidates(&case.scores_r, &case.children, &case.tokens, among);
+        let candidates = candidates.unwrap();
+        for first in (0..rows).step_by(size) {
+            let some = logits.narrow(0, first, size.min(rows - first)).unwrap();
+            candidates.score(first, &some).unwrap();
+        }
+        let starts = case.users.iter().map(|row| case.children[*row as usize]);
+        let mut found = candidates.best(&starts.collect::<Vec<_>>(), most).unwrap();
+        found.sort_by_key(|(candidate, _)| *candidate);
+        Some(found)
     }
 
-    fn check(case: &Case, dtype: DType, places: usize, among: Among) {
-        let Some(found) = run(case, dtype, places, among) else {
+    fn check(case: &Case, size: usize, most: usize, among: Among) {
+        let Some(found) = run(case, size, most, among) else {
             return;
         };
-        let (scores, rows) = (
-            found.scores.to_vec2::<f32>().unwrap(),
-            found.rows.to_vec2::<u32>().unwrap(),
-        );
-        let candidates = found.candidates.to_vec2::<u32>().unwrap();
-        for user in 0..case.users.len() - 1 {
-            for (place, (score, row, candidate)) in slow(case, user, places, among).into_iter().enumerate() {
-                let got = (rows[user][place], candidates[user][place]);
-                assert_eq!(got, (row, candidate), "user {user}, place {place} of {places}");
-                let got = f64::from(scores[user][place]);
-                assert!(got == score || (got - score).abs() < 1e-5, "{got}, not {score}");
-            }
+        let wanted = (0..case.users.len() - 1).flat_map(|user| slow(case, user, most, among));
+        let wanted: Vec<(u32, f64)> = wanted.collect();
+        assert_eq!(found.len(), wanted.len());
+        for ((got, of), (candidate, wanted)) in found.into_iter().zip(wanted) {
+            assert_eq!(got, candidate, "{most}");
+            assert!((f64::from(of) - wanted).abs() < 1e-5, "{of}, not {wanted}");
         }
     }
 
@@ -212,33 +199,35 @@ mod tests {
     fn the_best_as_sorted() {
         for among in [Among::All, Among::Candidates] {
             let few = case(13, &[1, 0, 3, 2], |row| [0, 1, 7, 13, 3][row % 5]);
-            check(&few, DType::F32, 1, among);
-            check(&few, DType::F32, 7, among);
-            check(&few, DType::BF16, 33, among);
+            check(&few, 2, 1, among);
+            check(&few, 6, 7, among);
+            check(&few, 1, 33, among);
             let many = case(700, &[7, 1, 4], |row| 100 + 50 * row);
-            check(&many, DType::F32, 10, among);
-            check(&many, DType::BF16, 100, among);
+            check(&many, 5, 10, among);
+            check(&many, 12, 100, among);
+            check(&many, 7, 1500, among);
         }
     }
 
-    /// One row of equal logits: the first candidates, whatever the order of threads.
+    /// Rows of equal logits: the first candidates, whatever the order of threads.
     #[test]
-    fn equals_in_order() {
+    fn of_equals_the_first() {
         let mut equal = case(600, &[2], |_| 600);
         equal.logits_rv.fill(1.0);
         equal.scores_r.fill(-2.0);
-        check(&equal, DType::F32, 40, Among::All);
-        check(&equal, DType::F32, 1024, Among::All);
+        check(&equal, 2, 40, Among::All);
+        check(&equal, 1, 1024, Among::All);
     }
 
     #[test]
     fn what_is_no_number_comes_first() {
         let mut broken = case(33, &[3], |_| 20);
         broken.logits_rv[40] = f32::NAN;
-        let Some(found) = run(&broken, DType::F32, 5, Among::All) else {
+        let Some(found) = run(&broken, 3, 5, Among::All) else {
             return;
         };
-        assert!(found.scores.to_vec2::<f32>().unwrap()[0][0].is_nan());
-        assert_eq!(found.rows.to_vec2::<u32>().unwrap()[0][0], 1);
+        let rows: Vec<u32> = found.iter().map(|(candidate, _)| candidate / 20).collect();
+        assert_eq!(rows, [1; 5]);
+        assert!(found.iter().all(|(_, of)| of.is_nan()));
     }
 }

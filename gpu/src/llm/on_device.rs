@@ -1,4 +1,5 @@
-//! Generation on a device of candle's, with its stock operations: for GPUs what `llm/decoder.rs` is for the CPU.
+//! Generation on a device of candle's: for GPUs what `llm/decoder.rs` is for the CPU. Kernels of `kernels` take the place
+//! of stock operations where there are some.
 //!
 //! Prompts are read packed. Their keys and values are then padded, and shared by all beams of a user: one product for all
 //! rows that these add. The rows on the path of a row are gathered, and one softmax runs over both parts. Between two
@@ -13,13 +14,17 @@
 
 mod loading;
 mod reading;
+mod scoring;
 
 use super::LlmConfig;
 use super::head::Normalisation;
 use crate::error::{Error, Result};
+use crate::kernels::{Kernels, Places};
+use crate::ops::{Dropout, Norm, Source};
 use crate::prenorm::Positions;
 use crate::prenorm::rotary::Rotations;
 use candle_core::{D, DType, Device, Tensor};
+use std::sync::Arc;
 
 /// Scores of attention within prompts that are held at a time; in tests few, so that there are several blocks.
 const SCORES: usize = if cfg!(test) { 4 << 10 } else { 64 << 20 };
@@ -31,6 +36,7 @@ pub struct DeviceDecoder {
     config: LlmConfig,
     normalisation: Normalisation,
     device: Device,
+    kernels: Option<Kernels>,
     /// Of the maps, keys and values.
     dtype: DType,
     /// Rows of all tokens that are read: the vocabulary, then those that are only read.
@@ -66,12 +72,6 @@ struct Map {
 /// Keys and values of one layer.
 type Pair = (Tensor, Tensor);
 
-/// Cosines and sines [T, 1, K/2] of places.
-struct Angles {
-    cos: Tensor,
-    sin: Tensor,
-}
-
 impl DeviceDecoder {
     /// The architecture.
     pub fn config(&self) -> &LlmConfig {
@@ -103,55 +103,87 @@ impl DeviceDecoder {
         full(&self.words_vd.index_select(&self.indices(ids_t.to_vec())?, 0)?)
     }
 
-    /// RMS norm of rows of any shape.
-    fn norm(&self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
-        let square = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(self.config.decoder().epsilon))?;
-        Ok(x.broadcast_div(&square.sqrt()?)?.broadcast_mul(gain)?)
+    /// RMS norm of rows [T, D].
+    fn norm(&self, x_td: &Tensor, gain_d: &Tensor) -> Result<Tensor> {
+        let epsilon = self.config.decoder().epsilon;
+        match &self.kernels {
+            Some(kernels) => kernels.norm(Norm::Rms, x_td, gain_d, epsilon),
+            None => normed(x_td, gain_d, epsilon),
+        }
     }
 
-    /// The angles of the places below `count`.
-    fn angles(&self, count: usize) -> Result<Angles> {
+    /// `x + y` in f32.
+    fn sum(&self, x_td: &Tensor, y_td: &Tensor) -> Result<Tensor> {
+        match &self.kernels {
+            Some(kernels) => kernels.residual(x_td, y_td, Dropout::off()),
+            None => Ok((x_td + full(y_td)?)?),
+        }
+    }
+
+    /// `silu(gate) * up`, a factor.
+    fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match &self.kernels {
+            Some(kernels) => kernels.swiglu(gate, up, self.dtype),
+            None => self.factor(&(full(gate)?.silu()? * full(up)?)?),
+        }
+    }
+
+    /// Heads [T, heads·K] in f32, normed if they have a gain, and turned to their places.
+    fn turned(&self, x: Tensor, gain_k: Option<&Tensor>, places: &Arc<Places>) -> Result<Tensor> {
+        let Some(kernels) = &self.kernels else {
+            return turned(&full(&x)?, gain_k, places);
+        };
+        let source = Source {
+            x,
+            norm: gain_k.cloned(),
+            rotate: true,
+            repeat: 1,
+        };
+        kernels.heads(&[source], places)
+    }
+
+    /// Cosines and sines of the places below `count`.
+    fn angles(&self, count: usize) -> Result<Pair> {
         let Positions::Rotary { frequencies, .. } = &self.config.decoder().positions else {
             return Err(Error::config("positions", "must be rotary"));
         };
         let Rotations { cos_pk, sin_pk, pairs } = frequencies.table(count);
-        Ok(Angles {
-            cos: Tensor::from_vec(cos_pk, (count, 1, pairs), &self.device)?,
-            sin: Tensor::from_vec(sin_pk, (count, 1, pairs), &self.device)?,
-        })
+        let table = |of| Tensor::from_vec(of, (count, pairs), &self.device);
+        Ok((table(cos_pk)?, table(sin_pk)?))
+    }
+
+    /// The places of some tokens.
+    fn places(&self, (cosines, sines): &Pair, places: Vec<u32>) -> Result<Arc<Places>> {
+        let config = self.config.decoder();
+        Ok(Arc::new(Places {
+            key_dim: config.key_dim,
+            epsilon: config.epsilon,
+            cosines: cosines.clone(),
+            sines: sines.clone(),
+            positions: self.indices(places)?,
+        }))
     }
 
     /// Queries [T, H, K], keys and values [T, G, K] of tokens, normed, rotated and scaled.
-    fn project(&self, block: &Block, x_td: &Tensor, angles: &Angles) -> Result<[Tensor; 3]> {
+    fn project(&self, block: &Block, x_td: &Tensor, places: &Arc<Places>) -> Result<[Tensor; 3]> {
         let config = self.config.decoder();
         let normed_td = self.factor(&self.norm(x_td, &block.attention_norm_d)?)?;
-        let heads = |map: &Map, count: usize| -> Result<Tensor> {
-            let y = map.apply(&normed_td)?;
-            Ok(y.reshape((y.dim(0)?, count, config.key_dim))?)
-        };
-        let turned = |x: Tensor, gain: Option<&Tensor>| -> Result<Tensor> {
-            let x = full(&x)?;
-            match gain {
-                Some(gain) => angles.turn(&self.norm(&x, gain)?),
-                None => angles.turn(&x),
-            }
-        };
-        let query = turned(heads(&block.query, config.heads)?, block.query_norm_k.as_ref())?;
-        let key = turned(heads(&block.key, config.kv_heads)?, block.key_norm_k.as_ref())?;
+        let query = self.turned(block.query.apply(&normed_td)?, block.query_norm_k.as_ref(), places)?;
+        let key = self.turned(block.key.apply(&normed_td)?, block.key_norm_k.as_ref(), places)?;
+        let heads = |x: Tensor, count: usize| x.reshape((x.dim(0)?, count, config.key_dim));
         Ok([
-            self.factor(&(query * f64::from(config.scale))?)?,
-            self.factor(&key)?,
-            heads(&block.value, config.kv_heads)?,
+            heads(self.factor(&(query * f64::from(config.scale))?)?, config.heads)?,
+            heads(self.factor(&key)?, config.kv_heads)?,
+            heads(block.value.apply(&normed_td)?, config.kv_heads)?,
         ])
     }
 
     /// What a block does after attention: `x += out(context)`, `x += feed_forward(norm(x))`.
     fn mix(&self, block: &Block, context: &Tensor, x_td: &Tensor) -> Result<Tensor> {
-        let x_td = (x_td + full(&block.attention_out.apply(context)?)?)?;
+        let x_td = self.sum(x_td, &block.attention_out.apply(context)?)?;
         let normed_td = self.factor(&self.norm(&x_td, &block.feed_forward_norm_d)?)?;
-        let activated = full(&block.activated.apply(&normed_td)?)?.silu()?;
-        let inner = (activated * full(&block.linear.apply(&normed_td)?)?)?; // [T, I]
-        Ok((x_td + full(&block.down.apply(&self.factor(&inner)?)?)?)?)
+        let inner = self.swiglu(&block.activated.apply(&normed_td)?, &block.linear.apply(&normed_td)?)?; // [T, I]
+        self.sum(&x_td, &block.down.apply(&inner)?)
     }
 
     /// Reads some prompts. Their keys and values [U, G, longest, K] are added to those of every layer.
@@ -159,7 +191,7 @@ impl DeviceDecoder {
         &self,
         prompts: &[&[u32]],
         longest: usize,
-        angles: &Angles,
+        angles: &Pair,
         memories: &mut [Vec<Pair>],
     ) -> Result<Tensor> {
         let config = self.config.decoder();
@@ -180,13 +212,13 @@ impl DeviceDecoder {
         let rows = rows.flat_map(|(user, prompt)| (user * p..user * p + prompt.len()).map(|row| row as u32));
         let packed = self.indices(rows.collect())?;
         let places = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32);
-        let angles = angles.at(&self.indices(places.collect())?)?;
+        let places = self.places(angles, places.collect())?;
         let pairs = (0..p).flat_map(|query| (0..p).map(move |key| (query, key)));
         let mask = pairs.map(|(query, key)| if key > query { HIDDEN } else { 0.0 });
         let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), (1, p, 1, p), &self.device)?;
         let mut x_td = self.embed(&prompts.concat())?;
         for (block, memory) in self.blocks.iter().zip(memories) {
-            let [query, key, value] = self.project(block, &x_td, &angles)?;
+            let [query, key, value] = self.project(block, &x_td, &places)?;
             let kept = |x_tgk: &Tensor| -> Result<Tensor> {
                 let x = x_tgk.index_select(&keys, 0)?.reshape((u, longest, g, k))?;
                 Ok(x.transpose(1, 2)?.contiguous()?) // [U, G, P, K]
@@ -235,25 +267,28 @@ impl Map {
     }
 }
 
-impl Angles {
-    /// Those of some places.
-    fn at(&self, places: &Tensor) -> Result<Angles> {
-        Ok(Angles {
-            cos: self.cos.index_select(places, 0)?,
-            sin: self.sin.index_select(places, 0)?,
-        })
-    }
+/// RMS norm of rows of any shape, by stock operations.
+fn normed(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let square = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(epsilon))?;
+    Ok(x.broadcast_div(&square.sqrt()?)?.broadcast_mul(gain)?)
+}
 
-    /// Rotates heads [T, heads, K].
-    fn turn(&self, x: &Tensor) -> Result<Tensor> {
-        let pairs = self.cos.dim(2)?;
-        let (first, second) = (x.narrow(2, 0, pairs)?, x.narrow(2, pairs, pairs)?);
-        let turned = [
-            (first.broadcast_mul(&self.cos)? - second.broadcast_mul(&self.sin)?)?,
-            (second.broadcast_mul(&self.cos)? + first.broadcast_mul(&self.sin)?)?,
-        ];
-        Ok(Tensor::cat(&turned, 2)?)
-    }
+/// See [`DeviceDecoder::turned`]: by stock operations.
+fn turned(x: &Tensor, gain_k: Option<&Tensor>, places: &Places) -> Result<Tensor> {
+    let heads = x.reshape((x.dim(0)?, (), places.key_dim))?;
+    let heads = match gain_k {
+        Some(gain_k) => normed(&heads, gain_k, places.epsilon)?,
+        None => heads,
+    };
+    let pairs = places.key_dim / 2;
+    let angles = |of: &Tensor| of.index_select(&places.positions, 0)?.unsqueeze(1);
+    let (cos, sin) = (angles(&places.cosines)?, angles(&places.sines)?); // [T, 1, K/2]
+    let (a, b) = (heads.narrow(2, 0, pairs)?, heads.narrow(2, pairs, pairs)?);
+    let parts = [
+        (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?,
+        (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?,
+    ];
+    Ok(Tensor::cat(&parts, 2)?.reshape(x.shape())?)
 }
 
 /// The longest prompt.

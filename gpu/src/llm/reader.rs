@@ -28,9 +28,25 @@ pub(super) trait Reader: Sized {
     fn room(&self) -> Room;
     /// Reads the prompts of some users, who add at most `more` tokens each; with the state of every last token.
     fn read(&self, prompts: &[&[u32]], more: usize) -> Result<(Self::Reading<'_>, Self::States)>;
-    /// For some rows of states, the log-probabilities of the tokens asked for (ascending).
-    fn log_probabilities(&self, states: &Self::States, rows: &[u32], asked: &[&[u32]]) -> Result<Vec<Vec<f64>>>;
+    /// The next tokens of some beams, in any order. Of all those of a user, some that are not among the best `most` may be
+    /// left out.
+    fn next_tokens(&self, states: &Self::States, asked: &[Asked], most: usize) -> Result<Vec<Vec<Next>>>;
 }
+
+/// A beam whose next tokens are asked for.
+pub(super) struct Asked<'a> {
+    /// Whose it is; the beams of one user follow each other.
+    pub user: usize,
+    /// Its row of the states.
+    pub row: u32,
+    /// Its score.
+    pub score: f64,
+    /// What may come next, ascending.
+    pub tokens: &'a [u32],
+}
+
+/// A token by its place among those asked for, with its log-probability.
+pub(super) type Next = (u32, f64);
 
 /// What is remembered of the prompts of some users and of all that their beams added.
 pub(super) trait Reading<'a, R: Reader + 'a> {
@@ -101,11 +117,13 @@ impl Reader for Decoder {
         Decoder::read(self, prompts, more)
     }
 
-    fn log_probabilities(&self, states_sd: &Vec<f32>, rows: &[u32], asked: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
+    fn next_tokens(&self, states_sd: &Vec<f32>, asked: &[Asked], _: usize) -> Result<Vec<Vec<Next>>> {
         let d = Decoder::config(self).width();
-        let rows = rows.iter().flat_map(|row| &states_sd[*row as usize * d..][..d]);
+        let rows = asked.iter().flat_map(|beam| &states_sd[beam.row as usize * d..][..d]);
         let states_rd: Vec<f32> = rows.copied().collect();
-        Ok(Decoder::log_probabilities(self, &states_rd, asked))
+        let tokens: Vec<&[u32]> = asked.iter().map(|beam| beam.tokens).collect();
+        let given = self.log_probabilities(&states_rd, &tokens).into_iter();
+        Ok(given.map(|given| (0..).zip(given).collect()).collect())
     }
 }
 

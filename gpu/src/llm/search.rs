@@ -9,7 +9,7 @@
 
 use super::decoder::{Decoder, Feed};
 use super::on_device::DeviceDecoder;
-use super::reader::{Reader, Reading};
+use super::reader::{Asked, Next, Reader, Reading};
 use super::trie::TitleTrie;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -237,20 +237,18 @@ impl<'a, 'b, R: Reader + 'b, M: Reading<'b, R>> Search<'a, 'b, R, M> {
 
     /// The titles of every user, best first. `states` are those behind the prompts.
     fn run(mut self, states: &R::States) -> Result<Vec<Vec<Found>>> {
-        let (trie, mut length) = (self.trie, 0);
+        let mut length = 0;
         while self.users.iter().any(|user| !user.beams.is_empty()) {
             let scored: Vec<(usize, usize)> = self.to_score();
-            let nodes = scored.iter().map(|(user, beam)| self.users[*user].beams[*beam].node);
-            let asked: Vec<&[u32]> = nodes.map(|node| trie.tokens(trie.children(node))).collect();
             let given = match length {
                 _ if scored.is_empty() => Vec::new(),
                 0 => {
                     let rows: Vec<u32> = scored.iter().map(|(user, _)| *user as u32).collect();
-                    self.reader.log_probabilities(states, &rows, &asked)?
+                    self.ask(states, &scored, &rows)?
                 }
                 _ => {
                     let (states, rows) = self.feed(&scored)?;
-                    self.reader.log_probabilities(&states, &rows, &asked)?
+                    self.ask(&states, &scored, &rows)?
                 }
             };
             let mut given = given.into_iter();
@@ -305,15 +303,36 @@ impl<'a, 'b, R: Reader + 'b, M: Reading<'b, R>> Search<'a, 'b, R, M> {
         Ok((states, rows))
     }
 
-    /// All continuations of a beam; without log-probabilities its only one is certain.
-    fn continuations(&self, user: usize, beam: usize, given: Option<&[f64]>, steps: &mut Vec<Step>) -> Result<()> {
+    /// The next tokens of these beams, whose states are in these rows.
+    fn ask(&self, states: &R::States, scored: &[(usize, usize)], rows: &[u32]) -> Result<Vec<Vec<Next>>> {
+        let asked = scored.iter().zip(rows).map(|((user, beam), row)| {
+            let beam = &self.users[*user].beams[*beam];
+            Asked {
+                user: *user,
+                row: *row,
+                score: beam.score,
+                tokens: self.trie.tokens(self.trie.children(beam.node)),
+            }
+        });
+        // Where some titles are left out, the best tokens may lead to none.
+        let most = match self.titles.len() == self.trie.len() {
+            true => 2 * self.width,
+            false => usize::MAX,
+        };
+        self.reader.next_tokens(states, &asked.collect::<Vec<_>>(), most)
+    }
+
+    /// Continuations of a beam by the tokens given; without them its only one is certain.
+    fn continuations(&self, user: usize, beam: usize, given: Option<&[Next]>, steps: &mut Vec<Step>) -> Result<()> {
         let Beam { node, score, .. } = self.users[user].beams[beam];
-        for (at, node) in self.trie.children(node).enumerate() {
+        let first = self.trie.children(node).start;
+        for (at, log_probability) in given.unwrap_or(&[(0, 0.0)]) {
+            let node = first + at;
             let below = self.trie.below(node);
             if below.end <= self.titles.start || self.titles.end <= below.start {
                 continue;
             }
-            let score = score + given.map_or(0.0, |given| given[at]);
+            let score = score + log_probability;
             if !score.is_finite() {
                 return Err(Error::InvalidData(format!("the model gives a score of {score}")));
             }

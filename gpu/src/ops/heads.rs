@@ -25,6 +25,14 @@ pub struct Heads {
     pub(crate) rotations: Arc<Rotations>,
 }
 
+impl Heads {
+    /// Whether it is the same operation, over the same tables.
+    pub(super) fn is(&self, other: &Heads) -> bool {
+        let tables = Arc::ptr_eq(&self.rotations, &other.rotations) && Arc::ptr_eq(&self.positions, &other.positions);
+        tables && (self.key_dim, self.epsilon) == (other.key_dim, other.epsilon)
+    }
+}
+
 /// Heads of one kind: queries, keys or values.
 #[derive(Debug, Clone)]
 pub struct Source<N> {

@@ -36,8 +36,8 @@ pub struct Stock {
     precision: Precision,
     /// Take the place of stock operations where there are some.
     kernels: Option<Kernels>,
-    /// Those of the last heads, for kernels.
-    places: Option<Arc<Places>>,
+    /// The last heads, and what kernels need of them.
+    places: Option<(Heads, Arc<Places>)>,
     names: Vec<String>,
     variables: Vec<Var>,
     shapes: Vec<Vec<usize>>,
@@ -192,8 +192,12 @@ impl Stock {
     /// The angles of rows on the device, copied once for all layers that have the same.
     fn places(&mut self, shape: &Heads) -> Result<Arc<Places>> {
         match &self.places {
-            Some(places) if places.are_of(shape) => Ok(places.clone()),
-            _ => Ok(self.places.insert(Arc::new(Places::new(shape, &self.device)?)).clone()),
+            Some((of, places)) if of.is(shape) => Ok(places.clone()),
+            _ => {
+                let places = Arc::new(Places::new(shape, &self.device)?);
+                self.places = Some((shape.clone(), places.clone()));
+                Ok(places)
+            }
         }
     }
 
@@ -555,7 +559,7 @@ impl Graph for Stock {
                     ..source.clone()
                 });
             }
-            return kernels.heads(&wide, shape, &self.places(shape)?);
+            return kernels.heads(&wide, &self.places(shape)?);
         }
         let pairs = shape.rotations.pairs;
         let angles = |of: &[f32]| -> Result<Tensor> {

@@ -3,6 +3,7 @@
 use super::{Block, DeviceDecoder, Map, Pair};
 use crate::error::{Error, Result};
 use crate::frozen::Numbers;
+use crate::kernels::Kernels;
 use crate::llm::lora::{self, Lora};
 use crate::llm::{FrozenLlm, Normalisation};
 use crate::ops::Precision;
@@ -55,6 +56,7 @@ impl DeviceDecoder {
             config: config.clone(),
             normalisation,
             device: device.clone(),
+            kernels: Kernels::of(device),
             dtype: loading.dtype,
             words_vd,
             head_vd,

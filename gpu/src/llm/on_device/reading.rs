@@ -1,9 +1,9 @@
-//! What a device remembers of prompts and beams, and the scores of next tokens.
+//! What a device remembers of prompts and beams.
 
-use super::{Angles, DeviceDecoder, HIDDEN, Pair, full, most, softmax};
+use super::{DeviceDecoder, HIDDEN, Pair, full, most, softmax};
 use crate::error::Result;
 use crate::llm::decoder::Feed;
-use crate::llm::reader::{Reader, Reading, Room};
+use crate::llm::reader::{Asked, Next, Reader, Reading, Room};
 use crate::llm::{LlmConfig, Normalisation};
 use candle_core::Tensor;
 
@@ -15,13 +15,12 @@ const BYTES: usize = 8 << 30;
 /// Tokens of prompts that go through the model at a time, padding included; a single prompt may have more. In tests few,
 /// so that there are several blocks.
 const TOKENS: usize = if cfg!(test) { 100 } else { 16 << 10 };
-/// Logits that are held at a time: 512 MiB; in tests few.
-const LOGITS: usize = if cfg!(test) { 500 } else { 128 << 20 };
 
 /// What is remembered of the prompts of some users and of all that their beams added.
 pub(in crate::llm) struct DeviceReading<'a> {
     decoder: &'a DeviceDecoder,
-    angles: Angles,
+    /// Cosines and sines of all places.
+    angles: Pair,
     /// Tokens of every prompt.
     lengths: Vec<usize>,
     /// [U, P]: what of the padded prompts must not be seen.
@@ -193,64 +192,8 @@ impl Reader for DeviceDecoder {
         Ok((reading, Tensor::cat(&states, 0)?))
     }
 
-    fn log_probabilities(&self, states_sd: &Tensor, rows: &[u32], asked: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
-        let x_rd = states_sd.index_select(&self.indices(rows.to_vec())?, 0)?;
-        // The tokens that have a logit, where these are not all.
-        let only = match self.normalisation {
-            Normalisation::Vocabulary => None,
-            Normalisation::Children => {
-                let mut tokens = asked.concat();
-                tokens.sort_unstable();
-                tokens.dedup();
-                Some(tokens)
-            }
-        };
-        let head_cd = match &only {
-            None => full(&self.head_vd)?,
-            Some(tokens) => full(&self.head_vd.index_select(&self.indices(tokens.clone())?, 0)?)?,
-        };
-        let columns = head_cd.dim(0)?;
-        let column = |token: u32| match &only {
-            None => token as usize,
-            Some(tokens) => tokens.partition_point(|other| *other < token),
-        };
-        let size = (LOGITS / columns).max(1);
-        let mut found = Vec::with_capacity(rows.len());
-        for (at, asked) in asked.chunks(size).enumerate() {
-            let logits_rc = x_rd.narrow(0, at * size, asked.len())?.matmul(&head_cd.t()?)?;
-            let mut places = Vec::with_capacity(asked.iter().map(|tokens| tokens.len()).sum());
-            for (row, tokens) in asked.iter().enumerate() {
-                places.extend(tokens.iter().map(|token| (row * columns + column(*token)) as u32));
-            }
-            let picked = logits_rc.flatten_all()?.index_select(&self.indices(places)?, 0)?;
-            match self.normalisation {
-                Normalisation::Vocabulary => {
-                    let most = logits_rc.max_keepdim(1)?;
-                    let sums = logits_rc.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?;
-                    let totals = (most + sums.log()?)?.flatten_all()?;
-                    // In one piece: every copy waits for the device.
-                    let numbers: Vec<f32> = Tensor::cat(&[totals, picked], 0)?.to_vec1()?;
-                    let (totals, mut picked) = numbers.split_at(asked.len());
-                    for (tokens, total) in asked.iter().zip(totals) {
-                        let (logits, rest) = picked.split_at(tokens.len());
-                        found.push(minus(logits, f64::from(*total)));
-                        picked = rest;
-                    }
-                }
-                Normalisation::Children => {
-                    let numbers: Vec<f32> = picked.to_vec1()?;
-                    let mut picked = &numbers[..];
-                    for tokens in asked {
-                        let (logits, rest) = picked.split_at(tokens.len());
-                        let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-                        let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
-                        found.push(minus(logits, most + sum.ln()));
-                        picked = rest;
-                    }
-                }
-            }
-        }
-        Ok(found)
+    fn next_tokens(&self, states_sd: &Tensor, asked: &[Asked], most: usize) -> Result<Vec<Vec<Next>>> {
+        self.continuations(states_sd, asked, most)
     }
 }
 
@@ -286,10 +229,10 @@ impl<'a> Reading<'a, DeviceDecoder> for DeviceReading<'a> {
             }
         }
         let step = self.step(&users)?;
-        let angles = self.angles.at(&decoder.indices(places_r)?)?;
+        let places = decoder.places(&self.angles, places_r)?;
         let mut x_rd = decoder.embed(&ids_r)?;
         for (layer, block) in decoder.blocks.iter().enumerate() {
-            let [query, key, value] = decoder.project(block, &x_rd, &angles)?;
+            let [query, key, value] = decoder.project(block, &x_rd, &places)?;
             let by_head = |x_rgk: &Tensor| -> Result<Tensor> { Ok(x_rgk.transpose(0, 1)?.contiguous()?) };
             let (key, value) = (by_head(&key)?, by_head(&value)?);
             let rows = match self.rows[layer].take() {
@@ -310,8 +253,4 @@ fn of_users(x: &Tensor, users: Option<&Tensor>) -> Result<Tensor> {
         None => Ok(x.clone()),
         Some(users) => Ok(x.index_select(users, 0)?),
     }
-}
-
-fn minus(logits: &[f32], total: f64) -> Vec<f64> {
-    logits.iter().map(|logit| f64::from(*logit) - total).collect()
 }
