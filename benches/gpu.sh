@@ -31,7 +31,7 @@ watched() {
 
 [[ "$DEVICE" == cpu ]] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 echo "== parity of operations and kernels on $DEVICE"
-tests=(ops::parity kernels optim on_device kmeans --test-threads 1)
+tests=(ops::parity kernels optim on_device residual --test-threads 1)
 if [[ -n "${PARITY:-}" ]]; then
     SLUICE_DEVICE=$DEVICE "$PARITY" "${tests[@]}"
 else

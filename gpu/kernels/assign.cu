@@ -64,10 +64,10 @@ __device__ inline Nearest<double> decide(const float *x, const float *centroids,
 
 } // namespace assign
 
-// index[n] and distance[n]: the nearest of centroids[count, d] to x[n, d], of equals the first. `slack` is how much
-// larger a distance may be, relatively, that rounding took for one no larger.
-KERNEL(assign_f32, const float *x, const float *centroids, unsigned *index, float *distance, unsigned n, unsigned count,
-       unsigned d, float slack) {
+// index[n]: the nearest of centroids[count, d] to x[n, d], of equals the first. `slack` is how much larger a distance may
+// be, relatively, that rounding took for one no larger.
+KERNEL(assign_f32, const float *x, const float *centroids, unsigned *index, unsigned n, unsigned count, unsigned d,
+       float slack) {
     using namespace assign;
     SHARED(bytes);
     float *rows = reinterpret_cast<float *>(bytes), *tile = rows + TILE * APART;
@@ -116,16 +116,9 @@ KERNEL(assign_f32, const float *x, const float *centroids, unsigned *index, floa
     for (unsigned row = 0; row < TILE && first + row < n; row++) {
         const Nearest<float> &found = merged[row * 16];
         unsigned best = found.index;
-        float least = found.best;
         // What is added is for squares too small for f32.
-        if (count > 1 && !(found.second > found.best + found.best * slack + 1e-37f)) {
-            Nearest<double> decided = decide(x + size_t(first + row) * d, centroids, count, d, room);
-            best = decided.index;
-            least = float(decided.best);
-        }
-        if (threadIdx.x == 0) {
-            index[first + row] = best < count ? best : 0;
-            distance[first + row] = least;
-        }
+        if (count > 1 && !(found.second > found.best + found.best * slack + 1e-37f))
+            best = decide(x + size_t(first + row) * d, centroids, count, d, room).index;
+        if (threadIdx.x == 0) index[first + row] = best < count ? best : 0;
     }
 }

@@ -1,7 +1,7 @@
 //! k-means on f32 rows: k-means++ or given centres, Lloyd to convergence or mini-batch updates, sample weights.
 //!
 //! Every row goes to the centre that is nearest in f64 arithmetic, ties to the lowest centre (see `assign`), and sums
-//! run in row order in f64, so labels and centres do not depend on the number of threads.
+//! run in row order in f64, so labels and centres depend neither on the number of threads nor on the device that assigns.
 //! Source: Lloyd 1982; k-means++ Arthur and Vassilvitskii 2007 (greedy variant, as scikit-learn); mini-batch Sculley
 //! 2010, with the settings of GRID (arXiv 2507.22224). Shape legend: N rows, D width, K centres.
 
@@ -13,9 +13,10 @@ mod tests;
 
 use rayon::prelude::*;
 
+use crate::kernels::Kernels;
 use crate::{draws, lanes};
-use assign::Centres;
 pub use assign::assign;
+use assign::{Assignment, Centres};
 pub use balance::assign_balanced;
 
 /// What makes k-means impossible.
@@ -80,6 +81,9 @@ pub enum KMeansError {
     /// No cluster was asked for.
     #[error("the number of clusters must be at least 1")]
     NoClusters,
+    /// The device that assigns rows failed.
+    #[error("the device failed: {0}")]
+    Device(String),
 }
 
 /// Which rows k-means++ draws its centres from.
@@ -167,6 +171,20 @@ pub fn fit(
     weights_n: Option<&[f32]>,
     config: &KMeansConfig,
 ) -> Result<KMeansFit, KMeansError> {
+    fit_by(None, rows_nd, dim, weights_n, config)
+}
+
+/// The same; rows are assigned by kernels if there are some, which gives the same labels.
+///
+/// # Errors
+/// Those of [`fit`], and [`KMeansError::Device`].
+pub fn fit_by(
+    kernels: Option<&Kernels>,
+    rows_nd: &[f32],
+    dim: usize,
+    weights_n: Option<&[f32]>,
+    config: &KMeansConfig,
+) -> Result<KMeansFit, KMeansError> {
     check(rows_nd, dim, weights_n, config)?;
     let (centres_kd, distinct) = match &config.init {
         Init::Given(centres_kd) => (centres_kd.clone(), config.clusters),
@@ -176,6 +194,7 @@ pub fn fit(
         rows_nd,
         dim,
         weights_n,
+        kernels,
     };
     let mut fit = match config.schedule {
         Schedule::Lloyd {
@@ -183,7 +202,7 @@ pub fn fit(
             tolerance,
         } => rows.lloyd(centres_kd, distinct, max_iterations, tolerance),
         Schedule::MiniBatch { updates, batch_rows } => rows.mini_batch(centres_kd, updates, batch_rows, config.seed),
-    };
+    }?;
     rows.judge(&mut fit);
     Ok(fit)
 }
@@ -204,6 +223,7 @@ pub fn rebalance(
         rows_nd,
         dim,
         weights_n: None,
+        kernels: None,
     };
     let mut best: Option<KMeansFit> = None;
     let mut now = fit;
@@ -278,13 +298,21 @@ struct Rows<'a> {
     rows_nd: &'a [f32],
     dim: usize,
     weights_n: Option<&'a [f32]>,
+    /// Who assigns rows, if not the CPU.
+    kernels: Option<&'a Kernels>,
 }
 
 impl Rows<'_> {
     /// Centres from `distinct` on are surplus (copies of centre 0) and stay so.
-    fn lloyd(&self, centres_kd: Vec<f32>, distinct: usize, max_iterations: usize, tolerance: f64) -> KMeansFit {
+    fn lloyd(
+        &self,
+        centres_kd: Vec<f32>,
+        distinct: usize,
+        max_iterations: usize,
+        tolerance: f64,
+    ) -> Result<KMeansFit, KMeansError> {
         let mut centres = Centres::new(centres_kd, self.dim);
-        let mut state = assign::Assignment::new(self.rows_nd, &centres);
+        let mut state = Assignment::new(self.rows_nd, &centres, self.kernels)?;
         let threshold = if tolerance > 0.0 {
             tolerance * self.mean_variance()
         } else {
@@ -301,22 +329,28 @@ impl Rows<'_> {
                 .collect();
             let relocated = labels_n != state.labels_n;
             centres = Centres::new(moved_kd, self.dim);
-            let changed = state.update(self.rows_nd, &centres, &shifts_k);
+            let changed = state.update(self.rows_nd, &centres, &shifts_k)?;
             iterations += 1;
             converged = !relocated && (!changed || shifts_k.iter().sum::<f64>() <= threshold);
         }
         let labels_n = state.labels_n;
-        KMeansFit {
+        Ok(KMeansFit {
             centres_kd: centres.centres_kd,
             labels_n,
             inertia: 0.0,
             iterations,
             converged,
             used: 0,
-        }
+        })
     }
 
-    fn mini_batch(&self, centres_kd: Vec<f32>, updates: usize, batch_rows: usize, seed: u64) -> KMeansFit {
+    fn mini_batch(
+        &self,
+        centres_kd: Vec<f32>,
+        updates: usize,
+        batch_rows: usize,
+        seed: u64,
+    ) -> Result<KMeansFit, KMeansError> {
         let (d, n) = (self.dim, self.rows_nd.len() / self.dim);
         let order = draws::permutation(seed, 3, n);
         let mut centres = Centres::new(centres_kd, d);
@@ -331,11 +365,12 @@ impl Rows<'_> {
                 .copied()
                 .collect();
             let weights: Option<Vec<f32>> = self.weights_n.map(|w| picked.iter().map(|i| w[*i]).collect());
-            let labels = assign::Assignment::new(&batch_nd, &centres).labels_n;
+            let labels = Assignment::new(&batch_nd, &centres, self.kernels)?.labels_n;
             let batch = Rows {
                 rows_nd: &batch_nd,
                 dim: d,
                 weights_n: weights.as_deref(),
+                kernels: self.kernels,
             };
             let mut moved_kd = centres.centres_kd;
             for (k, (sum_d, weight)) in batch.sums(&labels, totals_k.len()).into_iter().enumerate() {
@@ -348,16 +383,16 @@ impl Rows<'_> {
             }
             centres = Centres::new(moved_kd, d);
         }
-        let labels_n = assign::Assignment::new(self.rows_nd, &centres).labels_n;
+        let labels_n = Assignment::new(self.rows_nd, &centres, self.kernels)?.labels_n;
         let centres_kd = centres.centres_kd;
-        KMeansFit {
+        Ok(KMeansFit {
             centres_kd,
             labels_n,
             inertia: 0.0,
             iterations: updates,
             converged: false,
             used: 0,
-        }
+        })
     }
 
     /// Weighted means of the labelled rows [K, D]; empty centres below `distinct` are relocated first (in `labels_n`).

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use crate::collisions::Distances;
+use crate::kernels::Kernels;
 use crate::kmeans::{self, Buffer, Init, KMeansConfig, KMeansError, Schedule};
 use crate::lanes;
 use crate::weights::{Weight, Weights};
@@ -132,6 +133,20 @@ pub fn fit(
     rows_nd: &[f32],
     dim: usize,
     config: &ResidualConfig,
+    on_level: impl FnMut(usize, &LevelReport),
+) -> Result<ResidualFit, ResidualError> {
+    fit_by(None, rows_nd, dim, config, on_level)
+}
+
+/// The same; k-means assigns rows by kernels if there are some, which gives the same codes.
+///
+/// # Errors
+/// Those of [`fit`], and those of the device.
+pub fn fit_by(
+    kernels: Option<&Kernels>,
+    rows_nd: &[f32],
+    dim: usize,
+    config: &ResidualConfig,
     mut on_level: impl FnMut(usize, &LevelReport),
 ) -> Result<ResidualFit, ResidualError> {
     let count = config.codebook_sizes.len();
@@ -162,7 +177,7 @@ pub fn fit(
                 .wrapping_add((level as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             allow_fewer_distinct: config.allow_fewer_distinct,
         };
-        let mut fit = kmeans::fit(&residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
+        let mut fit = kmeans::fit_by(kernels, &residuals_nd, dim, None, &kmeans_config).map_err(at_level)?;
         if let Some(slack) = config.balance {
             let capacity = capacity(fit.labels_n.len(), *clusters, slack);
             fit = kmeans::rebalance(&residuals_nd, dim, fit, capacity, BALANCE_ITERATIONS).map_err(at_level)?;
@@ -451,6 +466,26 @@ mod tests {
             assert_eq!(one, run(2));
             assert_eq!(one, run(7));
             assert_eq!(one.quantizer.encode(&x).unwrap(), one.codes_nc);
+        }
+    }
+
+    #[test]
+    fn kernels_give_the_same_fit() {
+        let Some(kernels) = crate::kernels::simulator::kernels() else {
+            return;
+        };
+        let x = rows(150, 13);
+        let mini_batch = Schedule::MiniBatch {
+            updates: 3,
+            batch_rows: 70,
+        };
+        for schedule in [config(&[], true).schedule, mini_batch] {
+            let config = ResidualConfig {
+                schedule,
+                ..config(&[16, 7], true)
+            };
+            let by_kernels = fit_by(Some(&kernels), &x, 13, &config, |_, _| ()).unwrap();
+            assert_eq!(by_kernels, fit(&x, 13, &config, |_, _| ()).unwrap());
         }
     }
 

@@ -5,9 +5,12 @@
 //! by summing squared differences in f64, ties to the lowest centre. Data with a large common offset therefore stays
 //! right and becomes slow; subtract the mean of such data first.
 
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{KMeansError, first_not_finite};
+use crate::error::Error;
+use crate::kernels::Kernels;
 use crate::lanes;
 use crate::product::{View, product};
 
@@ -41,7 +44,7 @@ pub fn assign(rows_nd: &[f32], dim: usize, centres_kd: &[f32]) -> Result<(Vec<u3
             return Err(KMeansError::NotFinite { row, column, value });
         }
     }
-    let labels_n = Assignment::new(rows_nd, &Centres::new(centres_kd.to_vec(), dim)).labels_n;
+    let labels_n = Assignment::new(rows_nd, &Centres::new(centres_kd.to_vec(), dim), None)?.labels_n;
     let distance = |(row, k): (&[f32], &u32)| lanes::squared_distance(row, &centres_kd[*k as usize * dim..][..dim]);
     let distances_n = rows_nd.par_chunks_exact(dim).zip(&labels_n).map(distance).collect();
     Ok((labels_n, distances_n))
@@ -142,11 +145,29 @@ impl Centres {
     }
 }
 
-/// Labels under the current centres, with Hamerly's bounds (SDM 2010): a row is skipped while its distance to its own
-/// centre is certainly less than to any other.
+/// Labels under the current centres.
 pub(super) struct Assignment {
     pub(super) labels_n: Vec<u32>,
-    bounds_n: Vec<Bounds>,
+    by: By,
+}
+
+/// How rows find their centres.
+enum By {
+    /// Hamerly's bounds (SDM 2010): a row is skipped while its distance to its own centre is certainly less than to any
+    /// other.
+    Bounds(Vec<Bounds>),
+    /// Kernels, with the rows on their device.
+    Kernels(Kernels, Tensor),
+}
+
+/// The nearest centre of every row, by kernels.
+fn nearest(kernels: &Kernels, rows: &Tensor, centres: &Centres) -> Result<Vec<u32>, KMeansError> {
+    let of = || -> Result<Vec<u32>, Error> {
+        let shape = (centres.squared_norm_k.len(), centres.dim);
+        let centres = Tensor::from_slice(&centres.centres_kd, shape, kernels.device())?;
+        Ok(kernels.assign(rows, &centres)?.to_vec1()?)
+    };
+    of().map_err(|error| KMeansError::Device(error.to_string()))
 }
 
 /// An upper bound of the distance to the own centre and a lower bound of the distance to every other.
@@ -174,19 +195,32 @@ impl Bounds {
 }
 
 impl Assignment {
-    pub(super) fn new(rows_nd: &[f32], centres: &Centres) -> Self {
+    pub(super) fn new(rows_nd: &[f32], centres: &Centres, kernels: Option<&Kernels>) -> Result<Self, KMeansError> {
         let n = rows_nd.len() / centres.dim;
-        let mut state = Assignment {
-            labels_n: vec![0; n],
-            bounds_n: vec![Bounds::default(); n],
+        let Some(kernels) = kernels else {
+            let (mut labels_n, mut bounds_n) = (vec![0; n], vec![Bounds::default(); n]);
+            let all: Vec<u32> = (0..n as u32).collect();
+            assign_rows(rows_nd, centres, &all, &mut labels_n, &mut bounds_n);
+            let by = By::Bounds(bounds_n);
+            return Ok(Assignment { labels_n, by });
         };
-        let all: Vec<u32> = (0..n as u32).collect();
-        state.assign_rows(rows_nd, centres, &all);
-        state
+        let rows = Tensor::from_slice(rows_nd, (n, centres.dim), kernels.device());
+        let rows = rows.map_err(|error| KMeansError::Device(error.to_string()))?;
+        Ok(Assignment {
+            labels_n: nearest(kernels, &rows, centres)?,
+            by: By::Kernels(kernels.clone(), rows),
+        })
     }
 
     /// Labels under `centres`, whose centre k moved by the square root of `shifts_K[k]`; whether a label changed.
-    pub(super) fn update(&mut self, rows_nd: &[f32], centres: &Centres, shifts_k: &[f64]) -> bool {
+    pub(super) fn update(&mut self, rows_nd: &[f32], centres: &Centres, shifts_k: &[f64]) -> Result<bool, KMeansError> {
+        let bounds_n = match &mut self.by {
+            By::Bounds(bounds_n) => bounds_n,
+            By::Kernels(kernels, rows) => {
+                let before = std::mem::replace(&mut self.labels_n, nearest(kernels, rows, centres)?);
+                return Ok(before != self.labels_n);
+            }
+        };
         let up = |x: &f64| (x.sqrt() * 1.000001) as f32;
         let moved_k: Vec<f32> = shifts_k.iter().map(up).collect();
         let (mut most, mut at, mut second) = (0f32, 0, 0f32);
@@ -198,8 +232,7 @@ impl Assignment {
             }
         }
         let d = centres.dim;
-        let open: Vec<u32> = self
-            .bounds_n
+        let open: Vec<u32> = bounds_n
             .par_iter_mut()
             .zip(&self.labels_n)
             .enumerate()
@@ -215,40 +248,46 @@ impl Assignment {
                 (bounds.own >= bounds.other).then_some(row as u32)
             })
             .collect();
-        self.assign_rows(rows_nd, centres, &open)
+        Ok(assign_rows(rows_nd, centres, &open, &mut self.labels_n, bounds_n))
     }
+}
 
-    /// Assigns the rows listed; whether a label changed.
-    fn assign_rows(&mut self, rows_nd: &[f32], centres: &Centres, rows: &[u32]) -> bool {
-        let d = centres.dim;
-        let found: Vec<Vec<(u32, Bounds)>> = rows
-            .par_chunks(PANEL)
-            .map_init(
-                || (Vec::new(), Vec::new()),
-                |(panel_nd, scores_nk), rows| {
-                    let first = rows[0] as usize;
-                    let panel: &[f32] = if rows[rows.len() - 1] as usize - first + 1 == rows.len() {
-                        &rows_nd[first * d..(first + rows.len()) * d]
-                    } else {
-                        panel_nd.clear();
-                        rows.iter()
-                            .for_each(|r| panel_nd.extend_from_slice(&rows_nd[*r as usize * d..][..d]));
-                        panel_nd
-                    };
-                    let mut out = Vec::with_capacity(rows.len());
-                    centres.nearest(panel, scores_nk, |_, label, bounds| out.push((label, bounds)));
-                    out
-                },
-            )
-            .collect();
-        let mut changed = false;
-        for (row, (label, bounds)) in rows.iter().zip(found.into_iter().flatten()) {
-            changed |= self.labels_n[*row as usize] != label;
-            self.labels_n[*row as usize] = label;
-            self.bounds_n[*row as usize] = bounds;
-        }
-        changed
+/// Assigns the rows listed; whether a label changed.
+fn assign_rows(
+    rows_nd: &[f32],
+    centres: &Centres,
+    rows: &[u32],
+    labels_n: &mut [u32],
+    bounds_n: &mut [Bounds],
+) -> bool {
+    let d = centres.dim;
+    let found: Vec<Vec<(u32, Bounds)>> = rows
+        .par_chunks(PANEL)
+        .map_init(
+            || (Vec::new(), Vec::new()),
+            |(panel_nd, scores_nk), rows| {
+                let first = rows[0] as usize;
+                let panel: &[f32] = if rows[rows.len() - 1] as usize - first + 1 == rows.len() {
+                    &rows_nd[first * d..(first + rows.len()) * d]
+                } else {
+                    panel_nd.clear();
+                    rows.iter()
+                        .for_each(|r| panel_nd.extend_from_slice(&rows_nd[*r as usize * d..][..d]));
+                    panel_nd
+                };
+                let mut out = Vec::with_capacity(rows.len());
+                centres.nearest(panel, scores_nk, |_, label, bounds| out.push((label, bounds)));
+                out
+            },
+        )
+        .collect();
+    let mut changed = false;
+    for (row, (label, bounds)) in rows.iter().zip(found.into_iter().flatten()) {
+        changed |= labels_n[*row as usize] != label;
+        labels_n[*row as usize] = label;
+        bounds_n[*row as usize] = bounds;
     }
+    changed
 }
 
 #[cfg(test)]
@@ -301,7 +340,7 @@ mod tests {
         let (d, k) = (5, 17);
         let x = rows(3, 700 * d, 0.0);
         let mut c = rows(4, k * d, 0.0);
-        let mut state = Assignment::new(&x, &Centres::new(c.clone(), d));
+        let mut state = Assignment::new(&x, &Centres::new(c.clone(), d), None).unwrap();
         for step in 0..30 {
             let before = c.clone();
             let scale = if step < 15 { 0.2 } else { 0.01 };
@@ -313,7 +352,7 @@ mod tests {
                 .zip(before.chunks_exact(d))
                 .map(|(a, b)| lanes::squared_distance(a, b))
                 .collect();
-            state.update(&x, &Centres::new(c.clone(), d), &shifts);
+            state.update(&x, &Centres::new(c.clone(), d), &shifts).unwrap();
             assert_eq!(state.labels_n, slow(&x, d, &c), "step {step}");
         }
     }
