@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use arrow::array::Array;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_engine::Result;
 use sluice_engine::operator::{Binding, Bound, Context, Input, Notes, Operator};
 use sluice_engine::table::Tables;
-use sluice_gpu::kmeans::{Buffer, Schedule};
-use sluice_gpu::residual::{self, ResidualConfig, ResidualDistances};
+use sluice_engine::{Error, Result};
+use sluice_gpu::kernels::Kernels;
+use sluice_gpu::kmeans::{Buffer, KMeansError, Schedule};
+use sluice_gpu::residual::{self, ResidualConfig, ResidualDistances, ResidualError};
 
 use crate::models;
 use crate::quantizers::{self, CODEBOOKS, Collisions, INPUT, Levels};
@@ -63,6 +64,9 @@ pub struct QuantizeRkmeans {
     pub collisions: Collisions,
     /// Accept fewer distinct rows than codebook entries; the surplus stays unused.
     pub allow_fewer_items: bool,
+    /// Where k-means finds the nearest centres: `cpu`, `cuda`, `cuda:1` or `auto`. Ids are the same.
+    #[schemars(extend("x-resource" = true))]
+    pub device: String,
 }
 
 /// How centres move.
@@ -91,6 +95,7 @@ impl Default for QuantizeRkmeans {
             balance: None,
             collisions: Collisions::CollisionCode,
             allow_fewer_items: false,
+            device: "auto".to_string(),
         }
     }
 }
@@ -119,6 +124,7 @@ impl Operator for QuantizeRkmeans {
                 binding.bad_value("beam", "a beam would undo the balance; set beam: 1 or balance: null");
             }
         }
+        models::check_device(binding, &self.device);
         quantizers::check_init_rows(binding, self.init_rows);
         self.levels().bind(binding)
     }
@@ -149,13 +155,20 @@ impl Operator for QuantizeRkmeans {
             beam: 1,
             balance: self.balance,
         };
-        let mut fit = residual::fit(rows, width, &config, |level, report| {
+        let kernels = Kernels::of(&models::device(context, &self.device)?);
+        let mut fit = residual::fit_by(kernels.as_ref(), rows, width, &config, |level, report| {
             let (done, total) = (level as u64 + 1, Some(sizes.len() as u64));
             context.progress(done, total, "levels", &[("mse", report.mse)]);
         })
-        .map_err(|error| {
-            let hint = quantizers::too_few_hint(self.init_rows, items.len());
-            quantizers::failed(error, items.len(), self.levels()).hint(hint)
+        .map_err(|error| match error {
+            ResidualError::Level {
+                source: KMeansError::Device(_),
+                ..
+            } => Error::device("device", error.to_string()).hint("device: cpu works everywhere"),
+            _ => {
+                let hint = quantizers::too_few_hint(self.init_rows, items.len());
+                quantizers::failed(error, items.len(), self.levels()).hint(hint)
+            }
         })?;
         if self.beam > 1 {
             fit.search(rows, self.beam as usize, |done| {
