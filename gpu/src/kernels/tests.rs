@@ -73,7 +73,7 @@ fn bf16_is_f32_rounded() {
             let narrow = kernels.scaled(&of[0], &factor, DType::BF16)?;
             Ok(vec![sum, over, narrow, kernels.scaled(&of[0], &factor, DType::F32)?])
         });
-        both("loss", &[x.clone()], |of| {
+        both("loss", std::slice::from_ref(&x), |of| {
             let codes: Vec<u32> = (0..rows).map(|i| (i * 5 % columns) as u32).collect();
             let codes = Tensor::from_vec(codes, rows, &device())?;
             let losses = unwritten(&of[0], rows, DType::F32)?;
