@@ -49,10 +49,13 @@ pub struct Stock {
     segments: Vec<Segment>,
 }
 
+/// A part of a model, to run once more.
+type Block = Box<dyn Fn(&mut Stock, &Tensor) -> Result<Tensor>>;
+
 /// A block of which the result alone was kept.
 struct Segment {
     x: Tensor,
-    block: Box<dyn Fn(&mut Stock, &Tensor) -> Result<Tensor>>,
+    block: Block,
     /// The result, a leaf of the graph.
     out: Var,
 }
