@@ -1,7 +1,7 @@
-//! Device names: `cpu`, `cuda`, `cuda:1`, `auto`; and what memory a GPU has.
+//! Device names: `cpu`, `cuda`, `cuda:1`, `auto`; and which GPU one is and what memory it has.
 
 use crate::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 /// The device a name stands for.
 ///
@@ -42,6 +42,23 @@ fn open(index: usize) -> std::result::Result<Device, String> {
     Ok(device)
 }
 
+/// Which device it is: `cpu`, or the number and the model of a GPU.
+pub fn description(device: &Device) -> String {
+    let name = match device.location() {
+        DeviceLocation::Cpu => "cpu".to_string(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    };
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => match cuda.cuda_stream().context().name() {
+            Ok(model) => format!("{name} ({model})"),
+            Err(_) => name,
+        },
+        _ => name,
+    }
+}
+
 /// Bytes of memory that a GPU has free; `None` for the CPU.
 pub fn free_memory(device: &Device) -> Option<usize> {
     match device {
@@ -63,6 +80,7 @@ mod tests {
         assert!(device("cpu").unwrap().is_cpu());
         assert!(device("auto").is_ok());
         assert_eq!(free_memory(&Device::Cpu), None);
+        assert_eq!(description(&Device::Cpu), "cpu");
         for bad in ["gpu", "cuda:x", "cpu:0", ""] {
             let text = device(bad).unwrap_err().to_string();
             assert!(text.starts_with(&format!("device `{bad}` is not available")));

@@ -108,11 +108,11 @@ impl Kernels {
         }
     }
 
-    /// Those of a device: there are some for GPUs, where this build has them.
+    /// Those of a device: there are some for GPUs of compute capability 8.0 and above, where this build has them.
     pub fn of(device: &Device) -> Option<Self> {
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => Some(Kernels::new(Arc::new(cuda::Cuda::new(gpu)), device)),
+            Device::Cuda(gpu) => Some(Kernels::new(Arc::new(cuda::Cuda::new(gpu)?), device)),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod course;
+mod devices;
 mod engine;
 mod peers;
 
@@ -22,13 +23,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What can be trained: weights, a loss over rows of samples, and a measure of quality.
-pub trait Model: Clone {
+pub trait Model: Clone + Send {
     /// Everything that decides the shape, and what the loss draws from.
-    type Config: Serialize;
+    type Config: Serialize + Sync;
     /// What is trained on.
-    type Samples: TrainingSet;
+    type Samples: TrainingSet + Sync;
     /// What an evaluation needs.
-    type Validation<'a>: Copy;
+    type Validation<'a>: Copy + Sync;
 
     /// Names, shapes and starts of all weights, in a fixed order.
     fn declarations(config: &Self::Config) -> Vec<Declaration>;
@@ -238,6 +239,9 @@ pub enum TrainEvent<'a> {
     },
 }
 
+/// Hears what happens during training, and may break it.
+pub type OnEvent<'a> = dyn FnMut(TrainEvent) -> ControlFlow<()> + 'a;
+
 /// One row of the training curve.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
@@ -286,8 +290,8 @@ pub struct Trained<M> {
 /// shorter one. On the CPU the result is that of an uninterrupted training, to the bit (the curve's seconds aside). A
 /// damaged state is told to `on_event` and passed over. States are left for the caller to remove.
 ///
-/// A `site` is a device, or a device and [`Peers`]: then every one of them calls this, and all end with the same model.
-/// Where one breaks, the others end with [`Error::Peer`].
+/// A `site` is a device, or several, which share the replicas; and [`Peers`], if others take part: then every one of them
+/// calls this, and all end with the same model. Where one breaks, the others end with [`Error::Peer`].
 ///
 /// # Errors
 /// [`Error::InvalidConfig`] naming the field, [`Error::InvalidData`] for bad samples, [`Error::NotFinite`] with the
@@ -300,18 +304,20 @@ pub fn train_model<'a, M: Model>(
     samples: &M::Samples,
     validation: Option<M::Validation<'_>>,
     checkpoint: Option<Checkpoint>,
-    on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    on_event: &mut OnEvent,
 ) -> Result<Trained<M>> {
-    let Site { device, peers } = site.into();
+    let site = site.into();
     options.validate()?;
-    if options.precision == Precision::Bf16 && device.is_cpu() {
+    if options.precision == Precision::Bf16 && site.devices.iter().any(Device::is_cpu) {
         let reason = "bf16 is for GPUs, and this trains on the CPU, whose kernels are f32: set it to f32";
         return Err(Error::config("precision", reason));
     }
     M::check(config, samples, validation)?;
-    let model = M::init(config, Key::new(options.seed).child(0).bits(0))?;
-    let engine = Engine::new(model, options, device)?;
-    Training::new(config, options, engine, samples, validation, checkpoint, peers).run(on_event)
+    devices::on_each(site, on_event, |device, peers, on_event| {
+        let model = M::init(config, Key::new(options.seed).child(0).bits(0))?;
+        let engine = Engine::new(model, options, device)?;
+        Training::new(config, options, engine, samples, validation, checkpoint, peers).run(on_event)
+    })
 }
 
 /// Floating-point operations of the matrix products of so many steps of training, evaluations aside: three times

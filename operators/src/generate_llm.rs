@@ -184,7 +184,6 @@ impl Operator for GenerateLlm {
         let model = merge_adapter::read(context, &inputs, port, self.base.as_deref())?;
         let device = models::device(context, &self.device)?;
         let generator = Generator::new(model, self.normalisation.into(), self.precision.into(), &device)?;
-        context.note("device", generator.device());
         context.note("weights_bytes", generator.bytes());
         check_tokens(&generator, &titled, &prompts)?;
         let options = SearchOptions {

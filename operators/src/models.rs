@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
+use candle_core::Device;
 use sluice_engine::operator::{Binding, Context, Determinism};
 use sluice_engine::table::{Shape, Table};
 use sluice_engine::{Error, Result};
+use sluice_gpu::device;
 use sluice_gpu::frozen::Frozen;
 use sluice_gpu::ops::Stock;
 use sluice_gpu::samples::Ragged;
@@ -199,15 +201,34 @@ pub fn check_device(binding: &Binding, device: &str) {
     }
 }
 
-/// The device of a resource field. `auto` takes the first GPU that the stage was given, else a GPU if there is one.
-pub fn device(context: &Context, name: &str) -> Result<candle_core::Device> {
-    let given = context.gpus.first().map(|gpu| format!("cuda:{gpu}"));
-    let given = given.filter(|_| name == "auto" && candle_core::utils::cuda_is_available());
-    sluice_gpu::device::device(given.as_deref().unwrap_or(name)).map_err(explain)
+/// The device of a resource field, which the notes tell. `auto` takes the first GPU that the stage was given, else a GPU
+/// if there is one.
+pub fn device(context: &Context, name: &str) -> Result<Device> {
+    Ok(devices(context, name, 1)?.swap_remove(0))
+}
+
+/// The same for work of so many parts that several devices share: `auto` takes a GPU for each, as far as the stage was
+/// given them.
+pub fn devices(context: &Context, name: &str, parts: usize) -> Result<Vec<Device>> {
+    let given = match name == "auto" && candle_core::utils::cuda_is_available() {
+        true => &context.gpus[..context.gpus.len().min(parts)],
+        false => &[],
+    };
+    let open = |name: &str| device::device(name).map_err(explain);
+    let devices = match given {
+        [] => vec![open(name)?],
+        ids => ids
+            .iter()
+            .map(|id| open(&format!("cuda:{id}")))
+            .collect::<Result<_>>()?,
+    };
+    let names: Vec<String> = devices.iter().map(device::description).collect();
+    context.note("device", names.join(", "));
+    Ok(devices)
 }
 
 /// Weights that are only read on a GPU; none for the CPU, whose kernels read them where they are.
-pub fn stock(weights: &Weights, device: &candle_core::Device) -> Result<Option<Stock>> {
+pub fn stock(weights: &Weights, device: &Device) -> Result<Option<Stock>> {
     if device.is_cpu() {
         return Ok(None);
     }
@@ -220,7 +241,7 @@ pub fn stock(weights: &Weights, device: &candle_core::Device) -> Result<Option<S
 /// How far two results of a model agree. On the CPU every sum has a fixed order; on another device sums run in the
 /// order in which threads come, and results are only close. Near ties may then be ranked either way.
 pub fn determinism(device: &str, tolerance: f64) -> Determinism {
-    match sluice_gpu::device::device(device) {
+    match device::device(device) {
         // A device that is not there fails the stage, so nothing is promised of it.
         Ok(device) if device.is_cpu() => Determinism::Exact,
         _ => Determinism::Tolerance(tolerance),

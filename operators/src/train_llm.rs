@@ -32,7 +32,7 @@ use crate::schema::{ITEM_ID, USER_ID};
 use crate::tokenize_prompts::LOSS_FROM;
 use crate::tokenize_prompts::titles::SOFT_TOKEN;
 use crate::training::{
-    Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
+    Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table, devices,
 };
 
 const PROMPTS: &str = "prompts";
@@ -101,7 +101,8 @@ pub struct TrainLlm {
     pub accumulate: u32,
     /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
     /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout is
-    /// drawn part by part, so another number of parts is another training.
+    /// drawn part by part, so another number of parts is another training. With `device: auto` and `resources: { gpus: M }`
+    /// a process computes them on M GPUs.
     #[schemars(extend("x-late" = true))]
     pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
@@ -376,15 +377,15 @@ impl Operator for TrainLlm {
             Some(validation) => needed.with_evaluations(&config, validation),
             None => needed,
         };
-        let device = models::device(context, &self.device)?;
-        let there = free_memory(&device).or_else(machine_memory);
+        let devices = devices(context, &self.device, self.replicas)?;
+        let there = devices.iter().filter_map(free_memory).min().or_else(machine_memory);
         check_memory(context, &needed, there, self.activation_checkpointing)?;
         let mut watch = Watch::of_loss(context, "valid loss");
         let trained = train_model::<Tuned>(
             &config,
             &options,
             Site {
-                device: &device,
+                devices: &devices,
                 peers: &Shared(context),
             },
             &samples,

@@ -23,7 +23,7 @@ use crate::schema::{self, ITEM_ID, TARGET};
 use crate::sequences;
 use crate::training::{
     Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
-    note_best, note_no_valid_users,
+    devices, note_best, note_no_valid_users,
 };
 
 const TRAIN: &str = "train";
@@ -90,7 +90,8 @@ pub struct TrainSasrec {
     pub accumulate: u32,
     /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
     /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout and
-    /// negatives are drawn part by part, so another number of parts is another training.
+    /// negatives are drawn part by part, so another number of parts is another training. With `device: auto` and `resources: { gpus: M }`
+    /// a process computes them on M GPUs.
     #[schemars(extend("x-late" = true))]
     pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
@@ -250,12 +251,12 @@ impl Operator for TrainSasrec {
                 Select::Recall5 => "valid recall@5",
             },
         );
-        let device = models::device(context, &self.device)?;
+        let devices = devices(context, &self.device, self.replicas)?;
         let trained = train_model::<Sasrec>(
             &config,
             &options,
             Site {
-                device: &device,
+                devices: &devices,
                 peers: &Shared(context),
             },
             &samples,

@@ -21,7 +21,7 @@ use crate::quantizers::require_embeddings;
 use crate::schema::{self, ITEM_ID, SEMANTIC_ID, SEQUENCE, TARGET, USER_ID};
 use crate::training::{
     Precision, Schedule, Shared, Watch, check_precision, checkpoint, config_problem, curve_fields, curve_table,
-    note_best, note_no_valid_users,
+    devices, note_best, note_no_valid_users,
 };
 
 const SEQUENCES: &str = "sequences";
@@ -97,7 +97,8 @@ pub struct TrainTiger {
     pub accumulate: u32,
     /// Every batch is cut into so many parts, each with a gradient of its own, which are added up in their order. A run
     /// over several processes (`--hosts`) computes them side by side; how many processes changes no bit. Dropout is
-    /// drawn part by part, so another number of parts is another training.
+    /// drawn part by part, so another number of parts is another training. With `device: auto` and `resources: { gpus: M }`
+    /// a process computes them on M GPUs.
     #[schemars(extend("x-late" = true))]
     pub replicas: u32,
     /// Most steps. Where `schedule` does not depend on it, a longer training goes on from the end of a shorter one.
@@ -304,13 +305,13 @@ impl Operator for TrainTiger {
             note_no_valid_users(context, self.patience)?;
         }
         let options = self.options(context.random("training").key().wrapping_add(self.seed));
-        let device = models::device(context, &self.device)?;
+        let devices = devices(context, &self.device, self.replicas)?;
         let mut watch = Watch::new(context, "valid recall@5");
         let trained = train_model::<Tiger>(
             &config,
             &options,
             Site {
-                device: &device,
+                devices: &devices,
                 peers: &Shared(context),
             },
             &samples,

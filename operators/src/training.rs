@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema};
+use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_engine::operator::{Binding, Context, Notes};
@@ -99,6 +100,11 @@ pub fn checkpoint(context: &Context) -> Option<Checkpoint<'_>> {
         folder: &checkpoint.folder,
         every: checkpoint.every,
     })
+}
+
+/// The devices that this call's share of the replicas is trained on.
+pub fn devices(context: &Context, name: &str, replicas: u32) -> Result<Vec<Device>> {
+    models::devices(context, name, (replicas as usize).div_ceil(context.peers.count()))
 }
 
 /// The calls that share the steps of this stage's training.

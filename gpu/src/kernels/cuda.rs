@@ -17,9 +17,10 @@ pub(super) struct Cuda {
 }
 
 impl Cuda {
-    /// The kernels of a GPU; they are loaded when the first of them runs.
-    pub fn new(device: &CudaDevice) -> Self {
-        Cuda { device: device.clone() }
+    /// The kernels of a GPU; they are loaded when the first of them runs. None for one that they are not compiled for.
+    pub fn new(device: &CudaDevice) -> Option<Self> {
+        let (major, _) = device.cuda_stream().context().compute_capability().ok()?;
+        (major >= 8).then(|| Cuda { device: device.clone() })
     }
 }
 

@@ -211,7 +211,7 @@ fn train(
     loss: Loss,
     options: &TrainOptions,
     states: Option<&Path>,
-    on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    on_event: &mut crate::train::OnEvent,
 ) -> crate::error::Result<Trained<Sasrec>> {
     let histories = ring(200);
     let sequences = Sequences::new(slices(&histories), 5);

@@ -83,7 +83,7 @@ impl<'a> States<'a> {
         &mut self,
         config: &M::Config,
         total: usize,
-        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+        on_event: &mut OnEvent,
     ) -> Result<Option<(Run<M>, Weights, Optimizer)>> {
         let mut found = Vec::new();
         for path in self.files() {
@@ -126,7 +126,7 @@ impl<'a> States<'a> {
         kind: Kind,
         run: &Run<M>,
         engine: &Engine<M>,
-        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+        on_event: &mut OnEvent,
     ) -> Result<()> {
         let (step, evaluated) = (run.step, run.is_evaluated());
         let same = |last: &(Kind, usize, bool)| (last.1, last.2) == (step, evaluated);
@@ -196,7 +196,7 @@ fn place(path: &Path) -> Option<(Kind, usize)> {
     }
 }
 
-fn failed(on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>, path: &Path, reason: &str) -> Result<()> {
+fn failed(on_event: &mut OnEvent, path: &Path, reason: &str) -> Result<()> {
     tell(on_event, TrainEvent::StateFailed { path, reason })
 }
 

@@ -49,7 +49,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     }
 
     /// Trains to the end. A break, of a peer too, stores the state first.
-    pub(super) fn run(mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Trained<M>> {
+    pub(super) fn run(mut self, on_event: &mut OnEvent) -> Result<Trained<M>> {
         let stopped = match self.go(on_event) {
             Err(error @ (Error::Interrupted | Error::Peer(_))) => {
                 let _ = self.keep(Kind::Periodic, on_event);
@@ -61,7 +61,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         self.run.finish(self.engine, stopped)
     }
 
-    fn go(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<Stopped> {
+    fn go(&mut self, on_event: &mut OnEvent) -> Result<Stopped> {
         self.go_on(on_event)?;
         loop {
             if self.owes_evaluation() {
@@ -85,7 +85,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     }
 
     /// Goes on from a stored state, if there is one. The first peer chooses it, so that all have the same.
-    fn go_on(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+    fn go_on(&mut self, on_event: &mut OnEvent) -> Result<()> {
         let Some(states) = &mut self.states else {
             return Ok(());
         };
@@ -106,7 +106,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         tell(on_event, TrainEvent::Resumed { step })
     }
 
-    fn step(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+    fn step(&mut self, on_event: &mut OnEvent) -> Result<()> {
         let root = Key::new(self.options.seed);
         let (step, epoch) = (self.run.step + 1, self.epoch(self.run.step + 1));
         if self.batches.0 != epoch {
@@ -144,7 +144,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         )
     }
 
-    fn evaluate(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+    fn evaluate(&mut self, on_event: &mut OnEvent) -> Result<()> {
         let key = Key::new(self.options.seed).child(3);
         let metrics = match self.validation {
             Some(validation) => Some(self.measure(validation, key, on_event)?),
@@ -159,12 +159,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     }
 
     /// The two metrics of the validation. The first peer evaluates; it tells the others, so that all decide alike.
-    fn measure(
-        &mut self,
-        validation: M::Validation<'v>,
-        key: Key,
-        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<(f64, f64)> {
+    fn measure(&mut self, validation: M::Validation<'v>, key: Key, on_event: &mut OnEvent) -> Result<(f64, f64)> {
         if self.team.is_alone() {
             return self.engine.evaluate(validation, key, on_event);
         }
@@ -187,7 +182,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
         step == self.total && !step.is_multiple_of(self.options.eval_every)
     }
 
-    fn keep_if_due(&mut self, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+    fn keep_if_due(&mut self, on_event: &mut OnEvent) -> Result<()> {
         if self.states.as_ref().is_some_and(States::is_due) {
             self.keep(Kind::Periodic, on_event)?;
         }
@@ -195,7 +190,7 @@ impl<'a, 'v, M: Model> Training<'a, 'v, M> {
     }
 
     /// Stores the state, unless it has seen an evaluation that a longer training would not make. One peer does.
-    fn keep(&mut self, kind: Kind, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<()> {
+    fn keep(&mut self, kind: Kind, on_event: &mut OnEvent) -> Result<()> {
         let extra = self.is_extra(self.run.step) && self.run.is_evaluated();
         match &mut self.states {
             Some(states) if self.run.step > 0 && !extra && self.team.is_first() => {
@@ -324,7 +319,7 @@ impl<M: Model> Run<M> {
 }
 
 /// Tells what happened; a break interrupts training.
-pub(super) fn tell(on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>, event: TrainEvent) -> Result<()> {
+pub(super) fn tell(on_event: &mut OnEvent, event: TrainEvent) -> Result<()> {
     match on_event(event) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Interrupted),

@@ -214,7 +214,7 @@ impl<M: Model> Engine<M> {
         &mut self,
         validation: M::Validation<'_>,
         key: Key,
-        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+        on_event: &mut OnEvent,
     ) -> Result<(f64, f64)> {
         let mut progress = |users, total| tell(on_event, TrainEvent::Evaluating { users, total });
         match self {

@@ -50,15 +50,18 @@ impl Peers for Alone {
 /// Where a training runs. A device stands for itself and nobody to share with.
 #[derive(Clone, Copy)]
 pub struct Site<'a> {
-    /// The device.
-    pub device: &'a Device,
+    /// The devices of this process, which share its replicas; all calls have equally many.
+    pub devices: &'a [Device],
     /// Who shares the steps.
     pub peers: &'a dyn Peers,
 }
 
 impl<'a> From<&'a Device> for Site<'a> {
     fn from(device: &'a Device) -> Self {
-        Site { device, peers: &Alone }
+        Site {
+            devices: std::slice::from_ref(device),
+            peers: &Alone,
+        }
     }
 }
 

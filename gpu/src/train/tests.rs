@@ -98,7 +98,7 @@ fn learns_a_ring_and_stops_early() {
 #[test]
 fn interruption_divergence_and_bad_options_are_errors() {
     let (config, samples, _) = ring(100);
-    let train = |options: &TrainOptions, on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>| {
+    let train = |options: &TrainOptions, on_event: &mut OnEvent| {
         train_model::<Tiger>(&config, options, &Device::Cpu, &samples, None, None, on_event)
     };
     let mut steps = 0;

@@ -1,6 +1,6 @@
 //! The model that generates: with the kernels of the CPU, or on a GPU.
 
-use candle_core::{Device, DeviceLocation};
+use candle_core::Device;
 use sluice_engine::{Error, Result};
 use sluice_gpu::llm::{
     Decoder, DeviceDecoder, FrozenLlm, Generated, LlmConfig, Normalisation, SearchOptions, TitleTrie, generate,
@@ -13,33 +13,29 @@ use crate::models::explain;
 /// A language model where it generates.
 pub enum Generator {
     Cpu(Box<Decoder>),
-    Gpu(Box<DeviceDecoder>, String),
+    Gpu(Box<DeviceDecoder>),
 }
 
 impl Generator {
     /// Packs a model for the CPU, or copies it to a GPU.
     pub fn new(model: FrozenLlm, normalisation: Normalisation, precision: Precision, device: &Device) -> Result<Self> {
-        let name = match device.location() {
-            DeviceLocation::Cpu if precision == Precision::Bf16 => {
-                let message = "bf16 is for GPUs, and this generates on the CPU, whose kernels are f32";
-                return Err(Error::user("bad-value", message).hint("set precision to f32"));
-            }
-            DeviceLocation::Cpu => {
-                let decoder = Decoder::new(model, normalisation).map_err(explain)?;
-                return Ok(Generator::Cpu(Box::new(decoder)));
-            }
-            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-        };
-        let decoder = DeviceDecoder::new(&model, normalisation, precision, device).map_err(explain)?;
-        Ok(Generator::Gpu(Box::new(decoder), name))
+        if !device.is_cpu() {
+            let decoder = DeviceDecoder::new(&model, normalisation, precision, device).map_err(explain)?;
+            return Ok(Generator::Gpu(Box::new(decoder)));
+        }
+        if precision == Precision::Bf16 {
+            let message = "bf16 is for GPUs, and this generates on the CPU, whose kernels are f32";
+            return Err(Error::user("bad-value", message).hint("set precision to f32"));
+        }
+        let decoder = Decoder::new(model, normalisation).map_err(explain)?;
+        Ok(Generator::Cpu(Box::new(decoder)))
     }
 
     /// The architecture.
     pub fn config(&self) -> &LlmConfig {
         match self {
             Generator::Cpu(decoder) => decoder.config(),
-            Generator::Gpu(decoder, _) => decoder.config(),
+            Generator::Gpu(decoder) => decoder.config(),
         }
     }
 
@@ -47,7 +43,7 @@ impl Generator {
     pub fn readable(&self) -> usize {
         match self {
             Generator::Cpu(decoder) => decoder.readable(),
-            Generator::Gpu(decoder, _) => decoder.readable(),
+            Generator::Gpu(decoder) => decoder.readable(),
         }
     }
 
@@ -55,15 +51,7 @@ impl Generator {
     pub fn bytes(&self) -> usize {
         match self {
             Generator::Cpu(decoder) => decoder.bytes(),
-            Generator::Gpu(decoder, _) => decoder.bytes(),
-        }
-    }
-
-    /// The name of the device.
-    pub fn device(&self) -> &str {
-        match self {
-            Generator::Cpu(_) => "cpu",
-            Generator::Gpu(_, name) => name,
+            Generator::Gpu(decoder) => decoder.bytes(),
         }
     }
 
@@ -84,7 +72,7 @@ impl Generator {
     ) -> sluice_gpu::error::Result<Generated> {
         match self {
             Generator::Cpu(decoder) => generate(decoder, trie, prompts, options),
-            Generator::Gpu(decoder, _) => generate_on(decoder, trie, prompts, options),
+            Generator::Gpu(decoder) => generate_on(decoder, trie, prompts, options),
         }
     }
 }

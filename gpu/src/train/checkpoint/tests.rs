@@ -35,7 +35,7 @@ impl Problem {
         options: &TrainOptions,
         validated: bool,
         checkpoint: Option<(&Path, Duration)>,
-        on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+        on_event: &mut OnEvent,
     ) -> Result<Trained<Tiger>> {
         let validation = validated.then(|| self.validation());
         let checkpoint = checkpoint.map(|(folder, every)| Checkpoint { folder, every });

@@ -1,5 +1,6 @@
 //! Peers in threads: any number of them ends with the bytes of one, cut off or not, and none waits for one that is gone.
 
+use super::super::devices::on_each;
 use super::super::engine::Engine;
 use super::super::tests::{go_on, options, ring};
 use super::super::*;
@@ -82,7 +83,18 @@ fn tiger(
     options: &TrainOptions,
     peers: &dyn Peers,
     folder: Option<&Path>,
-    on_event: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    on_event: &mut OnEvent,
+) -> Result<Trained<Tiger>> {
+    tiger_on(1, options, peers, folder, on_event)
+}
+
+/// The same on so many devices.
+fn tiger_on(
+    devices: usize,
+    options: &TrainOptions,
+    peers: &dyn Peers,
+    folder: Option<&Path>,
+    on_event: &mut OnEvent,
 ) -> Result<Trained<Tiger>> {
     let (config, samples, trie) = ring(110);
     let valid = Validation {
@@ -91,8 +103,9 @@ fn tiger(
         users: Some(9),
         beam_width: 5,
     };
+    let devices = vec![Device::Cpu; devices];
     let site = Site {
-        device: &Device::Cpu,
+        devices: &devices,
         peers,
     };
     let every = Duration::MAX;
@@ -124,7 +137,7 @@ fn sasrec(options: &TrainOptions, peers: &dyn Peers) -> Result<Trained<Sasrec>> 
     };
     let samples = Sequences::new(windows.iter().map(Vec::as_slice), 12);
     let site = Site {
-        device: &Device::Cpu,
+        devices: &[Device::Cpu],
         peers,
     };
     train_model(&config, options, site, &samples, Some(valid), None, &mut go_on)
@@ -208,6 +221,64 @@ fn a_training_that_a_peer_broke_goes_on_with_any_number() {
             }
         }
     }
+}
+
+#[test]
+fn devices_of_one_process_are_peers_too() {
+    let options = replicas(5);
+    let want = tiger(&options, &Alone, None, &mut go_on).unwrap();
+    for devices in [2, 3, 6] {
+        let got = tiger_on(devices, &options, &Alone, None, &mut go_on).unwrap();
+        assert_same(&got, &want, &format!("{devices} devices"));
+        for got in together(2, |peers| tiger_on(devices, &options, peers, None, &mut go_on)) {
+            assert_same(&got.unwrap(), &want, &format!("{devices} devices of 2 processes"));
+        }
+    }
+    // One that is broken goes on with another number of devices.
+    let folder = tempfile::tempdir().unwrap();
+    let on_event = &mut |event: TrainEvent| match event {
+        TrainEvent::Step { step: 5, .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let broken = tiger_on(3, &options, &Alone, Some(folder.path()), on_event);
+    assert!(matches!(broken, Err(Error::Interrupted)));
+    let mut resumed = None;
+    let on_event = &mut |event: TrainEvent| {
+        if let TrainEvent::Resumed { step } = event {
+            resumed = Some(step);
+        }
+        ControlFlow::Continue(())
+    };
+    let got = tiger_on(2, &options, &Alone, Some(folder.path()), on_event).unwrap();
+    assert_eq!(resumed, Some(5));
+    assert_same(&got, &want, "broken on 3 devices, then 2");
+}
+
+#[test]
+fn what_ends_one_device_ends_all_and_is_told() {
+    let site = Site {
+        devices: &[Device::Cpu, Device::Cpu, Device::Cpu],
+        peers: &Alone,
+    };
+    for culprit in 0..3 {
+        let ended = on_each(site, &mut go_on, |_, peers, _| -> Result<()> {
+            let parts = || vec![vec![peers.rank() as u8]; 3];
+            assert_eq!(peers.exchange(parts())?, [[0], [1], [2]]);
+            if peers.rank() == culprit {
+                return Err(Error::InvalidData("out of memory".into()));
+            }
+            peers.exchange(parts()).map(drop)
+        });
+        let told = ended.unwrap_err();
+        assert!(matches!(&told, Error::InvalidData(_)), "device {culprit}: {told}");
+    }
+    // Processes that have other numbers of devices understand that much of each other.
+    let ended = together(2, |peers| {
+        tiger_on(1 + peers.rank(), &replicas(3), peers, None, &mut go_on)
+    });
+    assert!(ended.iter().all(|ended| matches!(ended, Err(Error::Peer(_)))));
+    let none = tiger_on(0, &replicas(3), &Alone, None, &mut go_on).unwrap_err();
+    assert!(none.to_string().starts_with("invalid `device`"), "{none}");
 }
 
 #[test]
