@@ -57,11 +57,17 @@ fn choose_column(
                 true => properties.set_column_statistics_enabled(path.clone(), EnabledStatistics::None),
                 false => properties,
             };
-            let properties = match compact(kind) {
+            let (encoding, repeats) = (compact(kind), repeats(column)?);
+            let properties = match encoding {
                 Some(encoding) => properties.set_column_encoding(path.clone(), encoding),
                 None => properties,
             };
-            Ok(properties.set_column_dictionary_enabled(path, repeats(column)?))
+            // Differences are packed to the bits they need: hardly anything is left to compress.
+            let properties = match encoding == Some(Encoding::DELTA_BINARY_PACKED) && !repeats {
+                true => properties.set_column_compression(path.clone(), Compression::UNCOMPRESSED),
+                false => properties,
+            };
+            Ok(properties.set_column_dictionary_enabled(path, repeats))
         }
     }
 }
@@ -121,6 +127,10 @@ mod tests {
         assert_eq!(at(&["id"]), (false, Some(Encoding::DELTA_LENGTH_BYTE_ARRAY)));
         assert_eq!(at(&["kind"]), (true, Some(Encoding::DELTA_LENGTH_BYTE_ARRAY)));
         assert_eq!(at(&["number"]), (false, Some(Encoding::DELTA_BINARY_PACKED)));
+        let compression = |name: &str| properties.compression(&ColumnPath::from(name));
+        assert_eq!(compression("number"), Compression::UNCOMPRESSED);
+        assert!(matches!(compression("id"), Compression::ZSTD(_)));
+        assert!(matches!(compression("none"), Compression::ZSTD(_)));
         assert!(at(&["none"]).0);
         let inside = ["list", "list", "item"];
         assert_eq!(at(&inside), (false, Some(Encoding::DELTA_BINARY_PACKED)));

@@ -17,8 +17,14 @@ use super::whole::Threads;
 use crate::error::{Error, Result};
 use crate::store::FileEntry;
 
-/// Chunks that may wait to be written. A worker that is further ahead waits, so this bounds memory.
+/// Chunks that may always wait to be written. A worker that is further ahead waits, so this bounds memory.
 const WAITING: usize = 2;
+
+/// The same where chunks are small: a worker that seldom waits has something to hand on.
+const WAITING_SMALL: usize = 8;
+
+/// Bytes that many small chunks may have.
+const WAITING_BYTES: usize = 32 << 20;
 
 enum Message {
     Chunk(PathBuf, RecordBatch),
@@ -59,7 +65,7 @@ impl Pen {
                 return;
             }
             let message = Message::Chunk(path.to_path_buf(), batch.clone());
-            let sent = self.begun().map(|(sender, written)| match sender.send(message) {
+            let sent = self.begun(batch).map(|(sender, written)| match sender.send(message) {
                 Ok(()) => None,
                 Err(_) => Some(written.recv().unwrap_or_else(|_| Err(gone()))),
             });
@@ -116,16 +122,20 @@ impl Pen {
         }
     }
 
-    fn begun(&mut self) -> Result<&(SyncSender<Message>, Receiver<Result<Files>>)> {
+    /// The thread, begun with a chunk like others that come.
+    fn begun(&mut self, chunk: &RecordBatch) -> Result<&(SyncSender<Message>, Receiver<Result<Files>>)> {
         let thread = match self.thread.take() {
             Some(thread) => thread,
-            None => self.begin()?,
+            None => {
+                let fit = WAITING_BYTES / chunk.get_array_memory_size().max(1);
+                self.begin(fit.clamp(WAITING, WAITING_SMALL))?
+            }
         };
         Ok(self.thread.insert(thread))
     }
 
-    fn begin(&self) -> Result<(SyncSender<Message>, Receiver<Result<Files>>)> {
-        let (sender, messages) = sync_channel(WAITING);
+    fn begin(&self, waiting: usize) -> Result<(SyncSender<Message>, Receiver<Result<Files>>)> {
+        let (sender, messages) = sync_channel(waiting);
         let (done, written) = channel();
         let activator = self.activator.clone();
         let work = move || {

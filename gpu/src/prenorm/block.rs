@@ -18,9 +18,10 @@ const PANEL: usize = 96;
 /// Fewest tokens per task: whole register tiles of every instruction set.
 const TILE: usize = 12;
 
-/// Tokens per task, so that every thread has some.
+/// Tokens per task, so that threads have equally many tasks of one size, as far as there are tokens.
 pub(crate) fn panel(rows: usize) -> usize {
-    let share = rows.div_ceil(rayon::current_num_threads());
+    let tasks = rows.div_ceil(PANEL).next_multiple_of(rayon::current_num_threads());
+    let share = rows.div_ceil(tasks.max(1));
     share.next_multiple_of(TILE).clamp(TILE, PANEL)
 }
 
