@@ -198,7 +198,12 @@ fn made(results: Vec<(Tables, Tables)>) -> Arc<Made> {
 
 fn notes(embedded: u64, reused: u64, repeated: u64) -> Notes {
     let notes = serde_json::json!({"embedded": embedded, "reused": reused, "repeated": repeated});
-    notes.as_object().unwrap().clone()
+    let mut notes = notes.as_object().unwrap().clone();
+    if embedded > 0 {
+        // Where nothing is embedded no device is opened.
+        notes.insert("device".into(), "cpu".into());
+    }
+    notes
 }
 
 fn catalogue(rows: &str) -> RecordBatch {
