@@ -52,6 +52,8 @@ impl Tab {
         let profile = tempfile::tempdir().unwrap();
         let flags = [
             "--headless",
+            // Pages are left by the hundred in a few seconds.
+            "--disable-ipc-flooding-protection",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",
