@@ -16,6 +16,7 @@ use super::stage::{StageRun, panicked};
 use super::whole::Threads;
 use crate::error::{Error, Result};
 use crate::store::FileEntry;
+use crate::table::CHUNK_ROWS;
 
 /// Chunks that may always wait to be written. A worker that is further ahead waits, so this bounds memory.
 const WAITING: usize = 2;
@@ -23,7 +24,7 @@ const WAITING: usize = 2;
 /// The same where chunks are small: a worker that seldom waits has something to hand on.
 const WAITING_SMALL: usize = 8;
 
-/// Bytes that many small chunks may have.
+/// Bytes that many small chunks may have, were they full.
 const WAITING_BYTES: usize = 32 << 20;
 
 enum Message {
@@ -122,12 +123,13 @@ impl Pen {
         }
     }
 
-    /// The thread, begun with a chunk like others that come.
+    /// The thread, begun with a chunk of rows like those that come.
     fn begun(&mut self, chunk: &RecordBatch) -> Result<&(SyncSender<Message>, Receiver<Result<Files>>)> {
         let thread = match self.thread.take() {
             Some(thread) => thread,
             None => {
-                let fit = WAITING_BYTES / chunk.get_array_memory_size().max(1);
+                let row = chunk.get_array_memory_size().div_ceil(chunk.num_rows().max(1));
+                let fit = WAITING_BYTES / (row * CHUNK_ROWS).max(1);
                 self.begin(fit.clamp(WAITING, WAITING_SMALL))?
             }
         };
